@@ -1,0 +1,52 @@
+# setup · up · test · check · bench; needs python3 (3.11 or newer), git and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-
+
+# uv finds the wheels that pip was told of.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# One thread a process: the product's own setting, and what keeps two cores from fighting.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup up test check format bench clean
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "fourfold: $(PYTHON) is older than 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip, sqlite3, ssl' \
+	  || { echo "fourfold: this Python lacks a standard module (named above); install it, e.g. python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check uv -c constraints.txt
+
+$(STAMP)serve: $(BIN)/uv pyproject.toml constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[gateway,service]'
+	@touch $@
+
+$(STAMP)dev: $(BIN)/uv pyproject.toml constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@touch $@ $(STAMP)serve
+
+setup: $(STAMP)dev
+
+up: $(STAMP)serve
+	@$(BIN)/fourfold up
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+test: setup check
+	$(BIN)/python -m pytest
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build *.egg-info

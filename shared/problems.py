@@ -1,0 +1,242 @@
+"""The error tree, and its one mapping to HTTP: RFC 9457 problem+json, or `{"error": …}` under /v2.
+
+    FourfoldError
+    ├── InputError 400 ── UnsupportedMedia 415 · PayloadTooLarge 413 · Unprocessable 422
+    ├── Unauthenticated 401 · Forbidden 403 · NotFound 404 · MethodNotAllowed 405 · Conflict 409
+    ├── RateLimited 429 · Overloaded 503 · NotReady 503 · UpstreamUnavailable 503
+    ├── DeadlineExceeded 504 · NotSupported 501
+    └── InternalError 500
+
+Domains subclass these with a `code` and a `title` of their own; the status is inherited, so only this file knows HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field, create_model
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+log = structlog.get_logger(__name__)
+
+
+class FourfoldError(Exception):
+    """The root: a failure that the caller is told about.
+
+    `detail` says what happened to this request and what to change; it never holds a path or a traceback.
+    `extra` becomes further members of the problem document (for example the offending row or field).
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal-error"
+    title: ClassVar[str] = "Something went wrong on the server"
+
+    def __init__(self, detail: str = "", *, retry_after: float | None = None, **extra: Any) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or self.title
+        self.retry_after = retry_after
+        self.extra = extra
+
+
+class InputError(FourfoldError):
+    status = 400
+    code = "invalid-input"
+    title = "The request is not valid"
+
+
+class UnsupportedMedia(InputError):
+    status = 415
+    code = "unsupported-media-type"
+    title = "This content type is not accepted here"
+
+
+class PayloadTooLarge(InputError):
+    status = 413
+    code = "payload-too-large"
+    title = "The request body is too large"
+
+
+class Unprocessable(InputError):
+    status = 422
+    code = "unprocessable"
+    title = "The input is well formed but cannot be processed"
+
+
+class Unauthenticated(FourfoldError):
+    status = 401
+    code = "unauthenticated"
+    title = "A valid API key or token is required"
+
+
+class Forbidden(FourfoldError):
+    status = 403
+    code = "forbidden"
+    title = "This key may not do that"
+
+
+class NotFound(FourfoldError):
+    status = 404
+    code = "not-found"
+    title = "There is no such thing"
+
+
+class MethodNotAllowed(FourfoldError):
+    status = 405
+    code = "method-not-allowed"
+    title = "This path does not take that method"
+
+
+class Conflict(FourfoldError):
+    status = 409
+    code = "conflict"
+    title = "The thing changed or exists already"
+
+
+class RateLimited(FourfoldError):
+    status = 429
+    code = "rate-limited"
+    title = "Too many requests for this key"
+
+
+class Overloaded(FourfoldError):
+    status = 503
+    code = "overloaded"
+    title = "The server is at capacity; try again shortly"
+
+
+class NotReady(FourfoldError):
+    status = 503
+    code = "not-ready"
+    title = "The model is not ready"
+
+
+class UpstreamUnavailable(FourfoldError):
+    status = 503
+    code = "upstream-unavailable"
+    title = "The service behind the gateway is not answering"
+
+
+class DeadlineExceeded(FourfoldError):
+    status = 504
+    code = "deadline-exceeded"
+    title = "The request's deadline passed before its answer was ready"
+
+
+class NotSupported(FourfoldError):
+    status = 501
+    code = "not-supported"
+    title = "This server does not support that"
+
+
+class InternalError(FourfoldError):
+    """A defect of ours: the detail stays general, the log has the rest."""
+
+
+_BY_STATUS: Mapping[int, type[FourfoldError]] = {
+    kind.status: kind
+    for kind in (InputError, UnsupportedMedia, PayloadTooLarge, Unauthenticated, Forbidden, NotFound, MethodNotAllowed)
+}
+
+
+class ProblemDetails(BaseModel):
+    """RFC 9457 problem details; further members depend on the type."""
+
+    type: str = Field(description="Stable identifier of the kind of problem, a URN.")
+    title: str
+    status: int
+    detail: str = Field(description="What happened to this request and what to change.")
+    request_id: str | None = None
+
+
+def problem_type(code: str) -> str:
+    """The stable `type` URN of an error code."""
+    return f"urn:fourfold:problem:{code}"
+
+
+def problem_document(error: FourfoldError, request_id: str | None) -> dict[str, Any]:
+    """The RFC 9457 members of `error`, as a plain dict."""
+    return {
+        **error.extra,
+        "type": problem_type(error.code),
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "request_id": request_id,
+    }
+
+
+def problem_response(error: FourfoldError, *, path: str, request_id: str | None) -> Response:
+    """The one place where an error becomes bytes: problem+json, or the V2 protocol's own shape under /v2."""
+    headers = {"Retry-After": str(max(1, round(error.retry_after)))} if error.retry_after is not None else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if path == "/v2" or path.startswith("/v2/"):
+        body, media_type = orjson.dumps({"error": error.detail}), "application/json"
+    else:
+        body, media_type = orjson.dumps(problem_document(error, request_id)), PROBLEM_MEDIA_TYPE
+    return Response(body, status_code=error.status, media_type=media_type, headers=headers)
+
+
+def problem_responses(*errors: type[FourfoldError]) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI `responses` for a route, one entry a status, naming the error types it can answer with."""
+    by_status: dict[int, list[type[FourfoldError]]] = {}
+    for error in errors:
+        by_status.setdefault(error.status, []).append(error)
+    documented: dict[int | str, dict[str, Any]] = {}
+    for status, kinds in by_status.items():
+        model = create_model(
+            "Problem" + "Or".join(kind.__name__ for kind in kinds),
+            __base__=ProblemDetails,
+            type=(str, Field(json_schema_extra={"enum": [problem_type(kind.code) for kind in kinds]})),
+        )
+        documented[status] = {
+            "description": " · ".join(kind.title for kind in kinds),
+            "content": {PROBLEM_MEDIA_TYPE: {"schema": model.model_json_schema()}},
+        }
+    return documented
+
+
+def _from_http_exception(error: HTTPException) -> FourfoldError:
+    kind = _BY_STATUS.get(error.status_code, InputError if error.status_code < 500 else InternalError)
+    detail = {404: "There is nothing at this path.", 405: "This path does not take that method."}.get(error.status_code)
+    return kind(detail or str(error.detail))
+
+
+def _from_validation(error: RequestValidationError) -> FourfoldError:
+    problems = [
+        {"field": ".".join(str(part) for part in item["loc"]), "problem": item["msg"]} for item in error.errors()[:20]
+    ]
+    first = problems[0] if problems else {"field": "body", "problem": "invalid"}
+    return Unprocessable(f"{first['field']}: {first['problem']}", errors=problems)
+
+
+def request_id_of(request: Request) -> str | None:
+    """The id that the telemetry middleware gave this request."""
+    return request.scope.get("fourfold.request_id")
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    """Answer every exception that leaves a route with its problem document."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        match error:
+            case FourfoldError():
+                problem = error
+            case RequestValidationError():
+                problem = _from_validation(error)
+            case HTTPException():
+                problem = _from_http_exception(error)
+            case _:
+                log.exception("unhandled error", path=request.url.path, exc_info=error)
+                problem = InternalError("An unexpected error; the request id finds it in the log.")
+        return problem_response(problem, path=request.url.path, request_id=request_id_of(request))
+
+    for kind in (FourfoldError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, answer)
