@@ -10,21 +10,20 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
-S = TypeVar("S", bound="Settings")
-
-
 class Settings(BaseSettings):
     """What every process knows. Variables are `FOURFOLD_<NAME>`; owners of further settings subclass this."""
 
     model_config = SettingsConfigDict(env_prefix="FOURFOLD_", frozen=True, extra="ignore")
 
     home: Path = Field(default_factory=lambda: Path.home() / ".fourfold", description="Where all state lives.")
-    models_url: str | None = Field(None, description="fsspec URL of the model repository; a folder of `home` if unset.")
-    database_url: str | None = Field(None, description="SQLAlchemy URL; SQLite in `home` if unset.")
-    redis_url: str | None = Field(None, description="Redis or Valkey; `fourfold up` starts one if unset.")
+    models_url: str | None = Field(
+        default=None, description="fsspec URL of the model repository; a folder of `home` if unset."
+    )
+    database_url: str | None = Field(default=None, description="SQLAlchemy URL; SQLite in `home` if unset.")
+    redis_url: str | None = Field(default=None, description="Redis or Valkey; `fourfold up` starts one if unset.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
-    access_log: Literal["all", "problems", "off"] = Field("problems", description="Which requests are logged.")
+    access_log: Literal["all", "problems", "off"] = Field(default="problems", description="Which requests are logged.")
 
     @property
     def models_location(self) -> str:
@@ -38,13 +37,20 @@ class Settings(BaseSettings):
 class ServiceSettings(Settings):
     """What a domain's serving process can be told."""
 
-    max_batch_size: int = Field(8, ge=1, le=1024, description="Most requests in one batch.")
-    max_batch_delay_ms: float = Field(0.0, ge=0, le=1000, description="How long a busy server waits to fill a batch.")
-    queue_capacity: int = Field(256, ge=1, le=100_000, description="Most waiting requests; one more is answered 503.")
-    max_body_bytes: int = Field(64 << 20, ge=1024, description="Largest request body.")
+    max_batch_size: int = Field(default=8, ge=1, le=1024, description="Most requests in one batch.")
+    max_batch_delay_ms: float = Field(
+        default=0.0, ge=0, le=1000, description="How long a busy server waits to fill a batch."
+    )
+    queue_capacity: int = Field(
+        default=256, ge=1, le=100_000, description="Most waiting requests; one more is answered 503."
+    )
+    max_body_bytes: int = Field(default=64 << 20, ge=1024, description="Largest request body.")
     device: Literal["cpu", "cuda"] = "cpu"
-    precision: Literal["int8", "fp32"] = Field("int8", description="Which of a bundle's graphs to serve.")
-    alias_poll_seconds: float = Field(0.5, gt=0, le=60, description="How often promotion is looked for.")
+    precision: Literal["int8", "fp32"] = Field(default="int8", description="Which of a bundle's graphs to serve.")
+    alias_poll_seconds: float = Field(default=0.5, gt=0, le=60, description="How often promotion is looked for.")
+
+
+S = TypeVar("S", bound=Settings)
 
 
 def load_settings(kind: type[S]) -> S:

@@ -115,17 +115,14 @@ class Telemetry:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given_id = given_trace = None
+        given_id = given_trace = b""
         for name, value in scope["headers"]:
             if name == b"x-request-id":
                 given_id = value
             elif name == b"traceparent":
                 given_trace = value
-        if given_id is not None and _REQUEST_ID.match(given_id):
-            request_id = given_id.decode()
-        else:
-            request_id = os.urandom(16).hex()
-        if given_trace is not None and _TRACEPARENT.match(given_trace):
+        request_id = given_id.decode() if _REQUEST_ID.match(given_id) else os.urandom(16).hex()
+        if _TRACEPARENT.match(given_trace):
             traceparent = given_trace.decode()
         else:
             traceparent = f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-00"
