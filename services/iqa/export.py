@@ -1,0 +1,191 @@
+"""A trained network → its bundle: the fp32 and int8 ONNX graphs, measured on the test split, with manifest and card."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from PIL import Image
+
+from services.iqa.datasets import Record
+from services.iqa.evaluate import bootstrap, monotone_share, srcc, summary
+from services.iqa.model import LEVELS, PMTIQA, ServedGraph
+from services.iqa.schemas import TrainConfig
+from shared.repository import Metric, TensorSpec, library_versions, write_manifest
+
+OPSET = 18
+INPUTS = [TensorSpec(name="image", dtype="uint8", shape=["batch", "height", "width", 3], unit="sRGB, 0–255")]
+OUTPUT_NAMES = ("score", "level_probabilities", "distortion_probabilities", "quality_map")
+CALIBRATION_IMAGES = 64
+
+
+def outputs(kinds: int) -> list[TensorSpec]:
+    """The graph's outputs as the manifest tells them."""
+    return [
+        TensorSpec(name="score", dtype="float32", shape=["batch"], unit="0–100, higher is better"),
+        TensorSpec(name="level_probabilities", dtype="float32", shape=["batch", LEVELS], unit="probability"),
+        TensorSpec(name="distortion_probabilities", dtype="float32", shape=["batch", kinds], unit="probability"),
+        TensorSpec(name="quality_map", dtype="float32", shape=["batch", "height/32", "width/32"], unit="0–100"),
+    ]
+
+
+def export_onnx(model: PMTIQA, path: Path) -> None:
+    """Write the served graph; batch, height and width stay free."""
+    free = {0: "batch", 1: "height", 2: "width"}
+    torch.onnx.export(
+        ServedGraph(model.eval()),
+        (torch.zeros(2, 256, 320, 3, dtype=torch.uint8),),
+        path,
+        input_names=["image"],
+        output_names=list(OUTPUT_NAMES),
+        dynamic_axes={"image": free, **{name: {0: "batch"} for name in OUTPUT_NAMES}, "quality_map": dict(free)},
+        opset_version=OPSET,
+        dynamo=False,
+    )
+
+
+class _Calibration(CalibrationDataReader):
+    def __init__(self, records: list[Record]) -> None:
+        self._images: Iterator[Record] = iter(records)
+
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        record = next(self._images, None)
+        return None if record is None else {"image": _read(record)[None]}
+
+
+def quantise(fp32: Path, int8: Path, calibration: list[Record]) -> None:
+    """Write the int8 QDQ graph: convolutions only, per channel; the heads stay in float."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            int8,
+            _Calibration(calibration),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Add", "Clip"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
+        )
+
+
+def predict_records(graph: Path, records: list[Record]) -> NDArray[np.float64]:
+    """Scores of whole images, one at a time on one thread, as served."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    scores = [session.run(["score"], {"image": _read(record)[None]})[0] for record in records]
+    return np.concatenate([np.asarray(score, np.float64) for score in scores])
+
+
+def measure(fp32: Path, int8: Path, test: list[Record]) -> dict[str, Metric]:
+    """The held-out figures of both graphs; intervals draw whole source photographs."""
+    labels = np.array([record.score for record in test])
+    sources = [record.source for record in test]
+    predicted, quantised = predict_records(fp32, test), predict_records(int8, test)
+    figures = {
+        name: Metric(value=item["value"], low=item["low"], high=item["high"], n=int(item["n"]))
+        for name, item in summary(predicted, labels, sources).items()
+    }
+    low, high = bootstrap(srcc, quantised, labels, sources)
+    figures["srcc_int8"] = Metric(value=srcc(quantised, labels), low=low, high=high, n=len(test))
+    figures["srcc_fp32_int8"] = Metric(value=srcc(predicted, quantised), n=len(test))
+    distorted = [index for index, record in enumerate(test) if record.kind != "none"]
+    series = [(test[index].source, test[index].kind) for index in distorted]
+    strengths = [test[index].strength for index in distorted]
+    figures["monotone_share"] = Metric(
+        value=monotone_share(predicted[distorted], series, strengths),
+        n=len(distorted),
+        description="share of neighbouring strengths whose score falls",
+    )
+    figures["monotone_share_of_labels"] = Metric(
+        value=monotone_share(labels[distorted], series, strengths),
+        n=len(distorted),
+        description="the same share for the labels themselves: what is there to reach",
+    )
+    return figures
+
+
+def export_bundle(
+    model: PMTIQA,
+    folder: Path,
+    *,
+    config: TrainConfig,
+    kinds: list[str],
+    train: list[Record],
+    test: list[Record],
+    data: Path,
+    device: str,
+) -> Path:
+    """Export, quantise, measure and write the manifest; returns `folder`, a bundle fit to be published."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fp32, int8 = folder / "model.onnx", folder / "model.int8.onnx"
+    export_onnx(model, fp32)
+    order = np.random.default_rng(0).permutation(len(train))[:CALIBRATION_IMAGES]
+    quantise(fp32, int8, [train[index] for index in order])
+    metrics = measure(fp32, int8, test)
+    card = folder / "card.md"
+    card.write_text(_card(config, metrics, train, test))
+    write_manifest(
+        folder,
+        files=[fp32.name, int8.name, card.name],
+        name="iqa",
+        domain="iqa",
+        graphs={"int8": int8.name, "fp32": fp32.name},
+        inputs=INPUTS,
+        outputs=outputs(len(kinds)),
+        metrics=metrics,
+        metrics_split=f"test: {len({record.source for record in test})} source photographs never trained on; "
+        "labels are a full-reference proxy",
+        config=config.model_dump(),
+        dataset_digest=hashlib.sha256((data / "scores.csv").read_bytes()).hexdigest(),
+        seed=config.seed,
+        code_revision=_revision(),
+        device=device,
+        libraries=library_versions(["torch", "onnx", "onnxruntime", "numpy", "pillow"]),
+        constants={"kinds": kinds, "levels": LEVELS, "long_side": 512, "direction": "higher-is-better"},
+    )
+    return folder
+
+
+def _card(config: TrainConfig, metrics: dict[str, Metric], train: list[Record], test: list[Record]) -> str:
+    def line(name: str, metric: Metric) -> str:
+        interval = f"{metric.low:.3f}–{metric.high:.3f}" if metric.low is not None and metric.high is not None else ""
+        return f"| {name} | {metric.value:.4f} | {interval} | {metric.n} |"
+
+    rows = "\n".join(line(name, metric) for name, metric in metrics.items())
+    return f"""# Image quality: {config.backbone}, seed {config.seed}
+
+Scores are a **full-reference proxy** (mean rank of MDSI, VSI, HaarPSI and MS-GMSDc), not opinion scores.
+Trained on {len(train)} images of {len({r.source for r in train})} photographs with generated distortions; measured once
+on {len(test)} images of {len({r.source for r in test})} other photographs. Intervals are 95 %, photographs resampled.
+
+| metric | value | interval | n |
+|---|---|---|---|
+{rows}
+"""
+
+
+def _read(record: Record) -> NDArray[np.uint8]:
+    with Image.open(record.path) as opened:
+        return np.array(opened.convert("RGB"))
+
+
+def _revision() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    command: list[Any] = ["git", "-C", root, "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,40 @@
+"""The wire contract of image quality: what is asked and answered, and the training configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainConfig(BaseModel):
+    """How the network is trained. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backbone: Literal["efficientnet-lite0", "resnet50"] = "efficientnet-lite0"
+    weights: str | None = Field(default=None, description="ImageNet weights file; the Lite0 package's own if unset.")
+    pretrained: bool = Field(default=True, description="Start from ImageNet weights; False is the control.")
+    freeze_backbone: bool = Field(default=False, description="Train the heads only; a floor.")
+    multi_scale: bool = Field(default=True, description="Use all four scales, or the last only.")
+    schedule: Literal["progressive", "fixed", "regression"] = Field(
+        default="progressive",
+        description="Weights of score and level: from level to score, equal throughout, or the score alone.",
+    )
+    frozen_blocks: int = Field(
+        default=1, ge=0, le=100, description="First blocks (after the stem) that stay as they are."
+    )
+    epochs: int = Field(default=12, ge=1, le=500)
+    images_per_epoch: int | None = Field(
+        default=None, ge=1, description="A fresh random subset an epoch; all if unset."
+    )
+    batch_size: int = Field(default=24, ge=2, le=512)
+    validation_images: int = Field(default=256, ge=8, description="Validation images looked at after an epoch.")
+    crop: int = Field(default=192, ge=64, le=512, description="Side of the training crops, in pixels.")
+    learning_rate: float = Field(default=2e-4, gt=0, le=1, description="Of the backbone.")
+    head_learning_rate: float = Field(default=1e-3, gt=0, le=1)
+    weight_decay: float = Field(default=5e-4, ge=0, le=1)
+    distortion_weight: float = Field(default=0.1, ge=0, le=10, description="Of the distortion-kind loss.")
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=1, ge=1, le=256)

@@ -1,0 +1,268 @@
+"""Trains the quality network from a labelled folder and makes its bundle.
+
+    python -m services.iqa.train --data DIR --out DIR [--set epochs=12 …]
+
+Shapes: B batch, H height, W width. Progressive multi-task loss, from easy (level) to hard (score):
+λ₁ L1(score) + λ₂ CE(level) + distortion_weight × CE(kind), λ₁ = t/(T−1), λ₂ = 1 − λ₁ at epoch t of T.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from services.iqa.datasets import BadDataset, Record, load_folder
+from services.iqa.evaluate import srcc
+from services.iqa.export import export_bundle
+from services.iqa.model import PMTIQA, level_of
+from services.iqa.schemas import TrainConfig
+from shared.jobs.context import LocalContext, StopReason, TrainingContext
+from shared.problems import FourfoldError
+
+
+class TrainingDiverged(FourfoldError):
+    """The loss stopped being a number; the detail names the step."""
+
+    code = "training-diverged"
+    title = "The training diverged"
+
+
+class TrainingStopped(FourfoldError):
+    """The recipe was asked to stop; `reason` says by whom."""
+
+    code = "training-stopped"
+    title = "The training was stopped"
+
+    def __init__(self, reason: StopReason) -> None:
+        super().__init__(f"Stopped: {reason}.")
+        self.reason = reason
+
+
+def train(config: TrainConfig, data: Path, context: TrainingContext) -> Path:
+    """Train on the folder `data` and return the bundle's folder.
+
+    The epoch is chosen on the validation split among the last half of the epochs, where the score carries the loss;
+    the test split is looked at once, by the export. Resumes from the context's checkpoint with the same result.
+    """
+    records = load_folder(data)
+    parts = {name: [record for record in records if record.split == name] for name in ("train", "validation", "test")}
+    for name, part in parts.items():
+        if not part:
+            raise BadDataset(f"No image of scores.csv has the split {name!r}.", file="scores.csv")
+    kinds = ["none", *sorted({record.kind for record in records} - {"", "none"})]
+    device = _device(config.device)
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    model = PMTIQA(len(kinds), config.backbone, config.multi_scale)
+    if config.pretrained:
+        model.load_imagenet(Path(config.weights) if config.weights else None)
+    model = model.to(device, memory_format=torch.channels_last)
+    _freeze(model, config)
+    optimizer = _optimizer(model, config)
+    images = Images(parts["train"])
+    validation = _subset(parts["validation"], config.validation_images)
+    best: dict[str, NDArray[Any]] = {}
+    best_srcc = -math.inf
+    first = 0
+    if (state := context.restore()) is not None:
+        first, best_srcc = int(state["epoch"]), float(state["best_srcc"])
+        best = {name.removeprefix("best."): value for name, value in state.items() if name.startswith("best.")}
+        _restore(model, optimizer, state)
+    for epoch in range(first, config.epochs):
+        started = time.monotonic()
+        losses = _train_epoch(model, optimizer, images, kinds, config, epoch, device, context)
+        metrics = {"loss": float(np.mean(losses)), "images_per_second": len(losses) / (time.monotonic() - started)}
+        if epoch >= config.epochs // 2:
+            metrics["validation_srcc"] = _validate(model, validation, device)
+            if metrics["validation_srcc"] > best_srcc:
+                best_srcc = metrics["validation_srcc"]
+                best = {name: value.cpu().numpy().copy() for name, value in model.state_dict().items()}
+        context.checkpoint(_state(model, optimizer, epoch + 1, best_srcc, best))
+        context.report(step=epoch + 1, total=config.epochs, **metrics)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in best.items()})
+    return export_bundle(
+        model.cpu().eval(),
+        context.artefact("bundle"),
+        config=config,
+        kinds=kinds,
+        train=parts["train"],
+        test=parts["test"],
+        data=data,
+        device=str(device),
+    )
+
+
+class Images:
+    """The training images, decoded once and kept; items are uint8 (H, W, 3)."""
+
+    def __init__(self, records: list[Record]) -> None:
+        self.records = records
+        self._kept: dict[int, NDArray[np.uint8]] = {}
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        if index not in self._kept:
+            self._kept[index] = read_image(self.records[index].path)
+        return self._kept[index]
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3) sRGB as stored; raises BadDataset."""
+    try:
+        with Image.open(path) as opened:
+            return np.array(opened.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise BadDataset(f"{path.name} is not a readable image: {error}.", file=path.name) from None
+
+
+def loss_weights(schedule: str, epoch: int, epochs: int) -> tuple[float, float]:
+    """(score, level) weights of an epoch, counted from 0, under a schedule of TrainConfig."""
+    if schedule == "progressive":
+        share = epoch / max(1, epochs - 1)
+        return share, 1 - share
+    return (0.5, 0.5) if schedule == "fixed" else (1.0, 0.0)
+
+
+def _train_epoch(
+    model: PMTIQA,
+    optimizer: torch.optim.Optimizer,
+    images: Images,
+    kinds: list[str],
+    config: TrainConfig,
+    epoch: int,
+    device: torch.device,
+    context: TrainingContext,
+) -> list[float]:
+    """One pass over a fresh random subset; returns the loss of each image's batch, one entry an image."""
+    # All randomness of an epoch comes from its own generator, so a resumed training repeats it exactly.
+    random = np.random.default_rng([config.seed, epoch])
+    order = random.permutation(len(images.records))[: config.images_per_epoch]
+    by_score, by_level = loss_weights(config.schedule, epoch, config.epochs)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
+    model.train()
+    model.backbone.eval()  # ImageNet's batch statistics: crops of one photograph are too alike to estimate others
+    losses: list[float] = []
+    for start in range(0, len(order) - config.batch_size + 1, config.batch_size):
+        if (reason := context.should_stop()) is not None:
+            raise TrainingStopped(reason)
+        chosen = order[start : start + config.batch_size]
+        crops = np.stack([_crop(images[index], config.crop, random) for index in chosen])
+        image = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2).float()
+        picked = [images.records[index] for index in chosen]
+        score = torch.tensor([record.score for record in picked], device=device)
+        kind = torch.tensor([kinds.index(record.kind or "none") for record in picked], device=device)
+        quality = model(image.contiguous(memory_format=torch.channels_last))
+        loss = (
+            by_score * F.l1_loss(quality.score_B, score / 100)
+            + by_level * F.cross_entropy(quality.level_logits_BL, level_of(score))
+            + config.distortion_weight * F.cross_entropy(quality.distortion_logits_BK, kind)
+        )
+        if not torch.isfinite(loss):
+            step = epoch * (len(order) // config.batch_size) + start // config.batch_size
+            raise TrainingDiverged(f"The loss is not finite at step {step} (epoch {epoch + 1}).", step=step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        losses += [loss.item()] * len(chosen)
+    return losses
+
+
+def _crop(image_HW3: NDArray[np.uint8], side: int, random: np.random.Generator) -> NDArray[np.uint8]:
+    """A random side × side crop, mirrored half the time; neither changes the quality."""
+    height, width = image_HW3.shape[:2]
+    if min(height, width) < side:
+        raise BadDataset(f"An image of {width}×{height} is smaller than the crop of {side}.")
+    top, left = int(random.integers(0, height - side + 1)), int(random.integers(0, width - side + 1))
+    crop = image_HW3[top : top + side, left : left + side]
+    return crop[:, ::-1] if random.random() < 0.5 else crop
+
+
+@torch.inference_mode()
+def _validate(model: PMTIQA, records: list[Record], device: torch.device) -> float:
+    """SRCC on whole images."""
+    model.eval()
+    predicted: list[float] = []
+    for record in records:
+        image = torch.from_numpy(read_image(record.path)).to(device).permute(2, 0, 1)[None].float()
+        predicted.append(float(model(image.contiguous(memory_format=torch.channels_last)).score_B))
+    return srcc(np.array(predicted), np.array([record.score for record in records]))
+
+
+def _subset(records: list[Record], size: int) -> list[Record]:
+    order = np.random.default_rng(0).permutation(len(records))[:size]
+    return [records[index] for index in sorted(order)]
+
+
+def _device(wanted: str) -> torch.device:
+    return torch.device("cuda" if wanted == "auto" and torch.cuda.is_available() else wanted.replace("auto", "cpu"))
+
+
+def _freeze(model: PMTIQA, config: TrainConfig) -> None:
+    backbone = model.backbone
+    if config.freeze_backbone:
+        backbone.requires_grad_(False)
+    elif config.frozen_blocks and config.backbone == "efficientnet-lite0":
+        for module in (backbone._conv_stem, backbone._bn0, *backbone._blocks[: config.frozen_blocks]):  # pyright: ignore
+            module.requires_grad_(False)
+
+
+def _optimizer(model: PMTIQA, config: TrainConfig) -> torch.optim.Optimizer:
+    backbone = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
+    heads = [value for name, value in model.named_parameters() if not name.startswith("backbone.")]
+    groups: list[dict[str, Any]] = [{"params": heads, "lr": config.head_learning_rate}]
+    if backbone:
+        groups.append({"params": backbone, "lr": config.learning_rate})
+    for group in groups:
+        group["initial_lr"] = group["lr"]
+    return torch.optim.Adam(groups, weight_decay=config.weight_decay)
+
+
+def _state(
+    model: PMTIQA, optimizer: torch.optim.Optimizer, epoch: int, best_srcc: float, best: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    state: dict[str, NDArray[Any]] = {"epoch": np.array(epoch), "best_srcc": np.array(best_srcc)}
+    state |= {f"model.{name}": value.cpu().numpy() for name, value in model.state_dict().items()}
+    state |= {f"best.{name}": value for name, value in best.items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{index}.{name}": torch.as_tensor(value).cpu().numpy() for name, value in moments.items()}
+    return state
+
+
+def _restore(model: PMTIQA, optimizer: torch.optim.Optimizer, state: Mapping[str, NDArray[Any]]) -> None:
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+    model.load_state_dict(
+        {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    )
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="a folder with scores.csv")
+    parser.add_argument("--out", type=Path, required=True, help="where checkpoints and the bundle go")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="TrainConfig fields")
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    config = TrainConfig.model_validate(dict(item.split("=", 1) for item in given.set))
+    print(train(config, given.data, LocalContext(given.out)))
+
+
+if __name__ == "__main__":
+    main()
