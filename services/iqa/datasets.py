@@ -26,6 +26,7 @@ class Record:
     kind: str = ""
     strength: int = 0
     split: str = ""
+    reference: Path | None = None
 
 
 def load_folder(folder: Path) -> list[Record]:
