@@ -178,10 +178,7 @@ class Batcher:
             if len(results) != len(items):
                 raise InternalError("The model answered for a different number of items than it was asked.")
         except Exception as error:
-            if len(items) == 1:
-                results = [error]
-            else:
-                results = [self._execute(run, [item])[0] for item in items]
+            results = [error] if len(items) == 1 else [self._execute(run, [item])[0] for item in items]
             self.statistics.failure_ns += time.perf_counter_ns() - started
             return results
         spent = time.perf_counter_ns() - started

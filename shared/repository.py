@@ -282,7 +282,7 @@ class ModelRepository:
             else:
                 self.fs.pipe_file(f"{target}/{name}", data)
         for name, entry in bundle.manifest.files.items():
-            if hashlib.sha256(bytes(self.fs.cat_file(f"{target}/{name}"))).hexdigest() != entry.sha256:
+            if self._digest(f"{target}/{name}") != entry.sha256:
                 raise BundleRejected(f"The file {name} changed while it was being published.")
         final = bundle.manifest.model_copy(update={"version": version, "parent": parent or bundle.manifest.parent})
         self._create(f"{target}/{MANIFEST}", final.model_dump_json(indent=1).encode())
@@ -375,6 +375,10 @@ class ModelRepository:
 
     def _numbers(self, folder: str) -> list[int]:
         return sorted(int(stem) for child in self._children(folder) if (stem := child.removesuffix(".json")).isdigit())
+
+    def _digest(self, path: str) -> str:
+        stored: Any = self.fs.cat_file(path)
+        return hashlib.sha256(stored).hexdigest()
 
     def _create(self, path: str, data: bytes) -> None:
         """Create `path` whole, or raise FileExistsError."""

@@ -86,7 +86,8 @@ class OnnxSession:
     def infer(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """All outputs for `inputs`; raises InputError for values that the graph cannot take."""
         try:
-            return dict(zip(self._output_names, self._session.run(None, inputs), strict=True))
+            values: Any = self._session.run(None, inputs)
+            return dict(zip(self._output_names, values, strict=True))
         except Exception as error:
             # The runtime's own words hold node names, never data or paths; they tell the caller which tensor is off.
             raise InputError(f"The model cannot take these inputs: {str(error).splitlines()[0][:300]}") from error

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Any
 
@@ -20,6 +21,7 @@ from shared.settings import Settings
 
 REQUEST_ID_HEADER = "X-Request-ID"
 DEADLINE_HEADER = "Fourfold-Deadline-Ms"  # milliseconds left for this request, set by the caller or the gateway
+DEADLINE_BYTES = DEADLINE_HEADER.lower().encode()
 SLOW_SECONDS = 5.0
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")
@@ -55,7 +57,11 @@ def configure_logging(settings: Settings, service: str) -> None:
         add_service,
         _add_request_id,
     ]
-    last = structlog.processors.JSONRenderer() if settings.log_format == "json" else structlog.dev.ConsoleRenderer()
+    last = (
+        structlog.processors.JSONRenderer()
+        if settings.log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -88,12 +94,12 @@ def metrics_text() -> bytes:
     return generate_latest(REGISTRY)
 
 
-def remaining_seconds(headers: dict[bytes, bytes]) -> float | None:
+def remaining_seconds(headers: Iterable[tuple[bytes, bytes]]) -> float | None:
     """Time that the caller still gives this request, from the deadline header; None if it set none or nonsense."""
-    value = headers.get(DEADLINE_HEADER.lower().encode())
-    if value is None or not value.isdigit() or len(value) > 9:
-        return None
-    return int(value) / 1000
+    for name, value in headers:
+        if name == DEADLINE_BYTES and value.isdigit() and len(value) < 10:
+            return int(value) / 1000
+    return None
 
 
 class Telemetry:

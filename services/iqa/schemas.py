@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,3 +38,64 @@ class TrainConfig(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**31)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, ge=1, le=256)
+
+
+class Size(BaseModel):
+    """In pixels, after the image is turned upright."""
+
+    width: int
+    height: int
+
+
+class Level(BaseModel):
+    value: float = Field(description="The level's place on the 0–100 scale.")
+    probability: float
+
+
+class Distortion(BaseModel):
+    kind: str = Field(description='The most probable kind, "none" for a clean image.')
+    probabilities: dict[str, float]
+
+
+class QualityMap(BaseModel):
+    """Quality by place: each value is the score of the 7 × 7 cells around its cell."""
+
+    cell: int = Field(default=32, description="Side of a cell, in pixels of the scored size.")
+    values: list[list[float]] | None = Field(default=None, description="Rows of scores, 0–100, top row first.")
+    overlay_png: str | None = Field(default=None, description="Base64 PNG of the scored size: blue bad, yellow good.")
+
+
+class Timings(BaseModel):
+    """Milliseconds of wall time."""
+
+    decode: float
+    inference: float = Field(description="Including the wait in the queue.")
+
+
+class ImageScore(BaseModel):
+    """One image's quality. The score is a full-reference proxy learnt from generated distortions, not an opinion."""
+
+    model: str = Field(description="Name and version of the model that answered.", examples=["iqa/1"])
+    score: float = Field(ge=0, le=100)
+    direction: Literal["higher-is-better"] = "higher-is-better"
+    levels: list[Level] = Field(description="Distribution over quality levels; its mean is the score.")
+    confidence: float = Field(description="1 − spread of the levels / 50; a tendency, not a calibrated probability.")
+    distortion: Distortion
+    original: Size
+    scored: Size
+    format: str
+    warnings: list[str] = Field(description="What the decoder had to decide.")
+    timings_ms: Timings
+    map: QualityMap | None = None
+
+
+class FileResult(BaseModel):
+    """One file of a multipart request: a score, or the problem that this file alone has."""
+
+    name: str
+    result: ImageScore | None = None
+    problem: dict[str, Any] | None = None
+
+
+class ScoreList(BaseModel):
+    results: list[FileResult]

@@ -1,0 +1,51 @@
+"""Reads a request's body under a limit, into one buffer, without a copy for each chunk."""
+
+from __future__ import annotations
+
+import zlib
+
+from starlette.requests import ClientDisconnect, Request
+
+from shared.problems import InputError, PayloadTooLarge
+
+
+async def read_body(request: Request, limit: int) -> bytes | bytearray:
+    """The whole body; raises PayloadTooLarge as soon as it is known to exceed `limit` bytes."""
+    declared = request.headers.get("content-length")
+    size = int(declared) if declared is not None and declared.isdigit() else None
+    if size is not None and size > limit:
+        raise PayloadTooLarge(f"The body has {size} bytes; at most {limit} are taken.")
+    first = await request.receive()
+    if first["type"] == "http.request" and not first.get("more_body", False):
+        return first.get("body", b"")
+    body = bytearray(size or 0)
+    end = 0
+    message = first
+    while True:
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect()
+        chunk = message.get("body", b"")
+        if end + len(chunk) > limit:
+            raise PayloadTooLarge(f"The body has more than the {limit} bytes that are taken.")
+        body[end : end + len(chunk)] = chunk
+        end += len(chunk)
+        if not message.get("more_body", False):
+            return body
+        message = await request.receive()
+
+
+def decompress(body: bytes | bytearray, encoding: str, limit: int) -> bytes:
+    """A `gzip` or `deflate` body, decompressed to at most `limit` bytes."""
+    wbits = {"gzip": 31, "deflate": 15}.get(encoding)
+    if wbits is None:
+        raise InputError(f"The content encoding {encoding!r} is not accepted; use gzip, deflate or none.")
+    engine = zlib.decompressobj(wbits)
+    try:
+        plain = engine.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise InputError(f"The body is not valid {encoding}.") from error
+    if len(plain) > limit:
+        raise PayloadTooLarge(f"The decompressed body has more than the {limit} bytes that are taken.")
+    if not engine.eof:
+        raise InputError(f"The {encoding} body is cut off.")
+    return plain
