@@ -1,0 +1,146 @@
+"""The gateway's composition root: reads the settings and wires the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from pydantic import BaseModel
+from starlette.middleware import Middleware
+from starlette.responses import RedirectResponse, Response
+
+from gateway.auth import Authenticator
+from gateway.control import keys, models
+from gateway.control.access import needs
+from gateway.keys import SCOPES, KeyStore, SqlKeyStore, new_key
+from gateway.limits import Limits
+from gateway.openapi import MergedDocument
+from gateway.proxy import Proxy, Upstreams
+from gateway.routes import SERVICES
+from gateway.settings import GatewaySettings
+from shared.database import connect, upgrade
+from shared.problems import NotReady, install_problem_handlers, problem_responses
+from shared.settings import load_settings
+from shared.telemetry import Telemetry, configure_logging, metrics_text
+
+WRITE_BACK_SECONDS = 5.0
+
+
+class GatewayHealth(BaseModel):
+    status: str
+    services: dict[str, bool] = {}
+
+
+def create_app(settings: GatewaySettings | None = None, store: KeyStore | None = None) -> FastAPI:
+    """The gateway's ASGI application. `store` stands in for the database's keys in tests."""
+    settings = settings or load_settings(GatewaySettings)
+    configure_logging(settings, "gateway")
+    if store is None:
+        store = SqlKeyStore(connect(settings.database_location))
+        upgrade(settings.database_location)
+        ensure_first_key(store, settings.home)
+    auth = Authenticator(store, settings)
+    limits = Limits(settings)
+    upstreams = Upstreams(settings, SERVICES)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        await upstreams.open()
+        writing = asyncio.create_task(_write_back(auth))
+        yield
+        writing.cancel()
+        with suppress(asyncio.CancelledError):
+            await writing
+        await auth.write_back()
+        await upstreams.close()
+
+    app = FastAPI(
+        title="Fourfold",
+        version="0.1.0",
+        description="Train, audit, serve and roll back models, behind one gateway.",
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        middleware=[
+            Middleware(Telemetry, service="gateway", access_log=settings.access_log),
+            Middleware(Proxy, upstreams=upstreams, auth=auth, limits=limits, settings=settings),
+        ],
+    )
+    app.state.auth, app.state.limits, app.state.upstreams, app.state.keys = auth, limits, upstreams, store
+    install_problem_handlers(app)
+    app.include_router(keys.router)
+    app.include_router(models.router)
+    app.include_router(models.guarded)
+    _add_operations(app, settings, upstreams)
+    return app
+
+
+def ensure_first_key(store: KeyStore, home: Path) -> None:
+    """Where there is no key at all, make one with every scope and leave it in `<home>/key`, readable by its owner."""
+    if store.page("", 1):
+        return
+    home.mkdir(parents=True, exist_ok=True)
+    key, secret = new_key("first key", SCOPES)
+    draft = home / f".key-{key.id}"
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(secret + "\n")
+    store.add(key)
+    draft.replace(home / "key")
+
+
+async def _write_back(auth: Authenticator) -> None:
+    while True:
+        await asyncio.sleep(WRITE_BACK_SECONDS)
+        await auth.write_back()
+
+
+def _add_operations(app: FastAPI, settings: GatewaySettings, upstreams: Upstreams) -> None:
+    document = MergedDocument(app, upstreams)
+
+    @app.get("/", include_in_schema=False)
+    async def home() -> Response:
+        return RedirectResponse("/docs")
+
+    @app.get("/healthz", tags=["operations"])
+    async def healthz() -> GatewayHealth:
+        """The gateway answers."""
+        return GatewayHealth(status="alive")
+
+    @app.get("/readyz", tags=["operations"], responses=problem_responses(NotReady))
+    async def readyz() -> GatewayHealth:
+        """Every service answers and has its model."""
+        ready = await models.ready_services(upstreams)
+        if not all(ready.values()):
+            raise NotReady(
+                "Not ready: " + ", ".join(name for name, up in ready.items() if not up), retry_after=1, services=ready
+            )
+        return GatewayHealth(status="ready", services=ready)
+
+    @app.get("/metrics", tags=["operations"], response_class=Response)
+    async def metrics(request: Request) -> Response:
+        """Prometheus' text form."""
+        if settings.protect_metrics:
+            await needs("admin")(request)
+        return Response(metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> dict[str, Any]:
+        return await document.get()
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(_DOCS, media_type="text/html")
+
+
+# A page without scripts from anywhere: the console brings a better one.
+_DOCS = """<!doctype html><meta charset="utf-8"><title>Fourfold API</title>
+<h1>Fourfold</h1><p>The API is described by <a href="/openapi.json">/openapi.json</a> (OpenAPI 3.1).</p>
+<p>Send an API key as <code>Authorization: Bearer …</code>; <code>fourfold keys show</code> prints yours.</p>
+"""
