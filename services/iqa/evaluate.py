@@ -1,34 +1,55 @@
-"""The field's metrics of a quality score against labels: rank and linear correlation, with bootstrap intervals."""
+"""The field's metrics of a quality score against labels: rank and linear correlation, with bootstrap intervals.
+
+    python -m services.iqa.evaluate --bundle DIR --dataset kadid10k --path DIR
+
+scores every image of a set as the service would and prints the table. `--dataset folder` takes our own layout.
+"""
 
 from __future__ import annotations
 
+import argparse
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 from scipy import optimize, stats
+
+from services.iqa.datasets import BadDataset, Record, load_folder
+from services.iqa.features import decode
+from services.iqa.opinion_sets import OPINION_SETS, load_opinion_set
+from shared.problems import FourfoldError
+from shared.repository import Bundle
 
 Scores = NDArray[np.float64]
 
 
 def srcc(predicted_N: Scores, label_N: Scores) -> float:
-    """Spearman rank correlation, −1 to 1."""
-    return float(stats.spearmanr(predicted_N, label_N).statistic)
+    """Spearman rank correlation, −1 to 1; NaN if one side is constant."""
+    if _constant(predicted_N, label_N):
+        return float("nan")
+    return float(stats.spearmanr(predicted_N, label_N)[0])  # pyright: ignore[reportArgumentType]
 
 
 def krcc(predicted_N: Scores, label_N: Scores) -> float:
-    """Kendall rank correlation (tau-b), −1 to 1."""
-    return float(stats.kendalltau(predicted_N, label_N).statistic)
+    """Kendall rank correlation (tau-b), −1 to 1; NaN if one side is constant."""
+    if _constant(predicted_N, label_N):
+        return float("nan")
+    return float(stats.kendalltau(predicted_N, label_N)[0])  # pyright: ignore[reportArgumentType]
 
 
 def plcc(predicted_N: Scores, label_N: Scores) -> float:
     """Pearson correlation after the 4-parameter logistic that the field fits first (VQEG), −1 to 1.
 
     y = (b1 − b2) / (1 + exp(−(x − b3)/|b4|)) + b2. Without a fit (fewer than 5 points, or no convergence) it is
-    the plain Pearson correlation.
+    the plain Pearson correlation; NaN if one side is constant.
     """
+    if _constant(predicted_N, label_N):
+        return float("nan")
 
     def logistic(x: Scores, high: float, low: float, middle: float, width: float) -> Scores:
         return low + (high - low) / (1 + np.exp(-np.clip((x - middle) / (abs(width) + 1e-9), -60, 60)))
@@ -37,11 +58,21 @@ def plcc(predicted_N: Scores, label_N: Scores) -> float:
     mapped = predicted_N
     if len(predicted_N) >= 5:
         try:
-            fitted, _ = optimize.curve_fit(logistic, predicted_N, label_N, p0=start, maxfev=20_000)
+            with warnings.catch_warnings():
+                # A straight line or a step leaves parameters free; the covariance that this is about is not used.
+                warnings.simplefilter("ignore", optimize.OptimizeWarning)
+                fitted, _ = optimize.curve_fit(logistic, predicted_N, label_N, p0=start, maxfev=20_000)
             mapped = logistic(predicted_N, *fitted)
         except RuntimeError:
             mapped = predicted_N
-    return float(stats.pearsonr(mapped, label_N).statistic)
+    # A fit can end on a flat piece of the curve.
+    if _constant(mapped):
+        mapped = predicted_N
+    return float(stats.pearsonr(mapped, label_N)[0])  # pyright: ignore[reportArgumentType]
+
+
+def _constant(*sides: Scores) -> bool:
+    return any(np.ptp(side) == 0 for side in sides)
 
 
 METRICS: dict[str, Callable[[Scores, Scores], float]] = {"srcc": srcc, "plcc": plcc, "krcc": krcc}
@@ -86,3 +117,45 @@ def summary(predicted_N: Scores, label_N: Scores, group_N: Sequence[Any] | None 
         low, high = bootstrap(metric, predicted_N, label_N, group_N, rounds=rounds)
         result[name] = {"value": metric(predicted_N, label_N), "low": low, "high": high, "n": len(predicted_N)}
     return result
+
+
+def read_pixels(path: Path) -> NDArray[np.uint8]:
+    """The image file as scored: uint8 (H, W, 3) sRGB, long side at most 512; raises BadDataset naming the file."""
+    try:
+        return decode(path.read_bytes(), fast=False).pixels
+    except FourfoldError as error:
+        raise BadDataset(f"{path.name}: {error.detail}", file=path.name) from None
+
+
+def score_records(graph: Path, records: Sequence[Record]) -> Scores:
+    """Scores (N,) in 0–100 of whole images by an exported graph: one at a time, on one thread, as served."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    scores = [session.run(["score"], {"image": read_pixels(record.path)[None]})[0] for record in records]
+    return np.concatenate([np.asarray(score, np.float64) for score in scores])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--bundle", type=Path, required=True, help="a bundle's folder, such as services/iqa/pretrained")
+    parser.add_argument("--dataset", choices=["folder", *OPINION_SETS], required=True)
+    parser.add_argument("--path", type=Path, required=True, help="where the set is unpacked")
+    parser.add_argument("--split", default="", help="score this split only, where the set has splits")
+    parser.add_argument("--precision", default="fp32", help="the bundle's graph to use")
+    given = parser.parse_args()
+    own = given.dataset == "folder"
+    records = load_folder(given.path) if own else load_opinion_set(given.dataset, given.path)
+    records = [record for record in records if given.split in ("", record.split)]
+    if not records:
+        parser.error(f"the set has no split {given.split!r}")
+    graph = Bundle.open(given.bundle).graph(given.precision)
+    labels = np.array([record.score for record in records])
+    result = summary(score_records(graph, records), labels, [record.source for record in records])
+    print(f"{given.dataset}, {len(records)} images, {graph.name}")
+    for name, item in result.items():
+        print(f"{name.upper():5} {item['value']:.4f}  (95 %: {item['low']:.4f} to {item['high']:.4f})")
+
+
+if __name__ == "__main__":
+    main()

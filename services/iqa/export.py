@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from PIL import Image
 
 from services.iqa.datasets import Record
-from services.iqa.evaluate import bootstrap, monotone_share, srcc, summary
+from services.iqa.evaluate import bootstrap, monotone_share, read_pixels, score_records, srcc, summary
 from services.iqa.model import LEVELS, PMTIQA, ServedGraph
 from services.iqa.schemas import TrainConfig
 from shared.repository import Metric, TensorSpec, library_versions, write_manifest
@@ -58,9 +56,9 @@ class _Calibration(CalibrationDataReader):
     def __init__(self, records: list[Record]) -> None:
         self._images: Iterator[Record] = iter(records)
 
-    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         record = next(self._images, None)
-        return None if record is None else {"image": _read(record)[None]}
+        return None if record is None else {"image": read_pixels(record.path)[None]}
 
 
 def quantise(fp32: Path, int8: Path, calibration: list[Record]) -> None:
@@ -80,20 +78,11 @@ def quantise(fp32: Path, int8: Path, calibration: list[Record]) -> None:
         )
 
 
-def predict_records(graph: Path, records: list[Record]) -> NDArray[np.float64]:
-    """Scores of whole images, one at a time on one thread, as served."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    scores = [session.run(["score"], {"image": _read(record)[None]})[0] for record in records]
-    return np.concatenate([np.asarray(score, np.float64) for score in scores])
-
-
 def measure(fp32: Path, int8: Path, test: list[Record]) -> dict[str, Metric]:
     """The held-out figures of both graphs; intervals draw whole source photographs."""
     labels = np.array([record.score for record in test])
     sources = [record.source for record in test]
-    predicted, quantised = predict_records(fp32, test), predict_records(int8, test)
+    predicted, quantised = score_records(fp32, test), score_records(int8, test)
     figures = {
         name: Metric(value=item["value"], low=item["low"], high=item["high"], n=int(item["n"]))
         for name, item in summary(predicted, labels, sources).items()
@@ -175,11 +164,6 @@ on {len(test)} images of {len({r.source for r in test})} other photographs. Inte
 |---|---|---|---|
 {rows}
 """
-
-
-def _read(record: Record) -> NDArray[np.uint8]:
-    with Image.open(record.path) as opened:
-        return np.array(opened.convert("RGB"))
 
 
 def _revision() -> str | None:

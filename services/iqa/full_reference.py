@@ -18,7 +18,7 @@ _YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3
 _LHM = ((0.2989, 0.5870, 0.1140), (0.30, 0.04, -0.35), (0.34, -0.60, 0.17))
 _LMN = ((0.06, 0.63, 0.27), (0.30, 0.04, -0.35), (0.34, -0.60, 0.17))
 _XYZ = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
-_D65 = (0.95047, 1.0, 1.08883)
+_WHITE = (0.9642119944211994, 1.0, 0.8251882845188288)  # D50, as the authors of VSI convert to Lab
 
 _PREWITT = ((1.0, 0.0, -1.0), (1.0, 0.0, -1.0), (1.0, 0.0, -1.0))
 _SCHARR = ((3.0, 0.0, -3.0), (10.0, 0.0, -10.0), (3.0, 0.0, -3.0))
@@ -153,30 +153,33 @@ def _haar(plane_B1HW: Tensor) -> Tensor:
 
 
 def _saliency(image_BCHW: Tensor) -> Tensor:
-    """SDSP saliency (Zhang and others, ICIP 2013) in 0–1: band-passed Lab energy × centre prior × warm-colour prior."""
+    """SDSP saliency (Zhang and others, ICIP 2013) in 0–1: band-passed Lab energy × centre prior × warm-colour prior.
+
+    The constants are those that the paper of VSI sets: ω₀ = 0.021, σF = 1.34, σD = 145, σC = 0.001.
+    """
     size = 256
     lab = _lab(F.interpolate(image_BCHW, (size, size), mode="bilinear", align_corners=False))
     axis = torch.linspace(-size / 2, size / 2 - 1, size, dtype=lab.dtype) / size
     radius = (axis[:, None] ** 2 + axis[None, :] ** 2).sqrt()
     band = torch.fft.ifftshift(torch.where(radius <= 0.5, radius, 0.0))
-    passed = torch.where(band > 0, torch.exp(-(torch.log(band.clamp_min(1e-12) / 0.002) ** 2) / (2 * 6.2**2)), 0.0)
+    passed = torch.where(band > 0, torch.exp(-(torch.log(band.clamp_min(1e-12) / 0.021) ** 2) / (2 * 1.34**2)), 0.0)
     # Frequencies outside the circle have radius 0 after the mask: the paper's filter is zero there in the limit.
     energy = torch.fft.ifft2(torch.fft.fft2(lab) * passed).real.square().sum(1, keepdim=True).sqrt()
-    centre = torch.exp(-((axis[:, None] * size + 1) ** 2 + (axis[None, :] * size + 1) ** 2) / 114**2)
+    centre = torch.exp(-((axis[:, None] * size + 1) ** 2 + (axis[None, :] * size + 1) ** 2) / 145**2)
     low, high = lab.amin((2, 3), keepdim=True), lab.amax((2, 3), keepdim=True)
     tiny = torch.finfo(lab.dtype).eps
     warm = ((lab - low) / (high - low + tiny))[:, 1:].square().sum(1, keepdim=True)
-    saliency = energy * centre * (1 - torch.exp(-warm / 0.25**2))
+    saliency = energy * centre * (1 - torch.exp(-warm / 0.001**2))
     saliency = F.interpolate(saliency, image_BCHW.shape[-2:], mode="bilinear", align_corners=True)
     low, high = saliency.amin((2, 3), keepdim=True), saliency.amax((2, 3), keepdim=True)
     return (saliency - low) / (high - low + tiny)
 
 
 def _lab(image_BCHW: Tensor) -> Tensor:
-    """sRGB in 0–255 → CIE L*a*b* under D65."""
+    """sRGB in 0–255 → CIE L*a*b* against the D50 white."""
     encoded = image_BCHW / 255
     linear = torch.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-    xyz = _convert(linear, _XYZ) / torch.tensor(_D65, dtype=linear.dtype)[:, None, None]
+    xyz = _convert(linear, _XYZ) / torch.tensor(_WHITE, dtype=linear.dtype)[:, None, None]
     curve = torch.where(xyz <= 0.008856, xyz * (903.3 / 116) + 16 / 116, xyz.clamp_min(1e-12) ** (1 / 3))
     x, y, z = curve.unbind(1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)

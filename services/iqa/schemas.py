@@ -22,7 +22,7 @@ class TrainConfig(BaseModel):
         description="Weights of score and level: from level to score, equal throughout, or the score alone.",
     )
     frozen_blocks: int = Field(
-        default=1, ge=0, le=100, description="First blocks (after the stem) that stay as they are."
+        default=3, ge=0, le=100, description="Blocks that stay as they are, with the stem; 0 trains all."
     )
     epochs: int = Field(default=12, ge=1, le=500)
     images_per_epoch: int | None = Field(

@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import zlib
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,8 @@ def find_photographs(folders: list[Path]) -> list[Path]:
 def is_photographic(image_HW3: np.ndarray) -> bool:
     """Whether a picture has the texture of a photograph; gradients and line art make full-reference labels moot."""
     grey = image_HW3.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    slope = np.hypot(*np.gradient(grey))
+    down, right = np.gradient(grey)
+    slope = np.hypot(down, right)
     return bool(np.median(slope) > 0.4 and (slope > 8).mean() > 0.02)
 
 
@@ -105,19 +107,31 @@ def split_sources(sources: list[str]) -> dict[str, str]:
     }
 
 
-def _distorted_rows(job: tuple[np.ndarray, str, int, str, str, int]) -> list[Row]:
-    pristine, source, view, split, folder, seed = job
+@dataclass(frozen=True)
+class _Job:
+    """One pristine view and the (kind, strength) pairs to make from it."""
+
+    pristine: np.ndarray
+    source: str
+    view: int
+    split: str
+    pairs: list[tuple[str, int]]
+    seed: int
+    folder: Path
+
+
+def _distorted_rows(job: _Job) -> list[Row]:
     torch.set_num_threads(1)
-    reference = torch.from_numpy(pristine.astype(np.float32)).permute(2, 0, 1)[None]
+    reference = torch.from_numpy(job.pristine.astype(np.float32)).permute(2, 0, 1)[None]
     rows: list[Row] = []
-    for kind, strength in [("none", 0), *((kind, strength) for kind in DISTORTIONS for strength in STRENGTHS)]:
-        image = pristine if kind == "none" else distort(pristine, kind, strength, seed)
-        file = f"images/{source}-{view}-{kind}-{strength}.png"
-        Image.fromarray(image).save(Path(folder) / file, compress_level=1)
+    for kind, strength in [("none", 0), *job.pairs]:
+        image = job.pristine if kind == "none" else distort(job.pristine, kind, strength, job.seed)
+        file = f"images/{job.source}-{job.view}-{kind}-{strength}.png"
+        Image.fromarray(image).save(job.folder / file, compress_level=1)
         distorted = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
         with torch.inference_mode():
             values = {name: float(metric(reference, distorted)) for name, (metric, _) in METRICS.items()}
-        rows.append(Row(file, source, kind, strength, split, **values))
+        rows.append(Row(file, job.source, kind, strength, job.split, **values))
     return rows
 
 
@@ -128,22 +142,33 @@ def consensus(rows: list[Row]) -> list[Row]:
     # Ranks run from 1 to n: (rank − ½)/n keeps distorted images strictly inside 0–100.
     scores = 100 * (np.mean(ranks, axis=0) - 0.5) / max(1, len(distorted))
     by_file = {row.file: float(score) for row, score in zip(distorted, scores, strict=True)}
-    return [Row(**{**asdict(row), "score": round(by_file.get(row.file, 100.0), 4)}) for row in rows]
+    return [replace(row, score=round(by_file.get(row.file, 100.0), 4)) for row in rows]
 
 
-def synthesise(photographs: list[Path], out: Path, *, views: int = 2, seed: int = 0, processes: int = 1) -> list[Row]:
-    """Write the set made from `photographs` to `out` and return its rows; raises ValueError when none is usable."""
+def synthesise(
+    photographs: list[Path], out: Path, *, views: int = 5, share: float = 0.5, seed: int = 0, processes: int = 1
+) -> list[Row]:
+    """Write the set made from `photographs` to `out` and return its rows; raises ValueError when none is usable.
+
+    Of each training view a random `share` of the kinds and strengths is made: at the same number of images, many
+    contents teach more than all distortions of a few. Held-out photographs give one view each, with all of them.
+    """
     (out / "images").mkdir(parents=True, exist_ok=True)
-    jobs: list[tuple[np.ndarray, str, int, str, str, int]] = []
     pictures = {
         source_of(path): [view for view in pristine_views(path, views) if is_photographic(view)] for path in photographs
     }
     pictures = {source: found for source, found in pictures.items() if found}
     splits = split_sources(list(pictures))
+    pairs = [(kind, strength) for kind in DISTORTIONS for strength in STRENGTHS]
+    jobs: list[_Job] = []
     for source, found in pictures.items():
-        # Held-out photographs count once each.
-        for view, pristine in enumerate(found if splits[source] == "train" else found[:1]):
-            jobs.append((pristine, source, view, splits[source], str(out), seed))
+        training = splits[source] == "train"
+        for view, pristine in enumerate(found if training else found[:1]):
+            # Every view has its own noise: one realisation for all could be learnt by heart.
+            own = zlib.crc32(f"{seed}/{source}/{view}".encode())
+            chosen = np.random.default_rng(own).random(len(pairs)) < share if training else np.full(len(pairs), True)
+            made = [pair for pair, wanted in zip(pairs, chosen, strict=True) if wanted]
+            jobs.append(_Job(pristine, source, view, splits[source], made, own, out))
     if not jobs:
         raise ValueError("none of the pictures is a photograph of at least 1024 pixels in width")
     with ProcessPoolExecutor(processes) as pool:
@@ -156,16 +181,18 @@ def synthesise(photographs: list[Path], out: Path, *, views: int = 2, seed: int 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders of pristine photographs")
     parser.add_argument("--exclude", nargs="*", default=[], help="contents to leave out, such as rendered pictures")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--views", type=int, default=2, help="pictures taken from one training photograph")
+    parser.add_argument("--views", type=int, default=5, help="pictures taken from one training photograph, at most")
+    parser.add_argument("--share", type=float, default=0.5, help="part of all distortions made from a training picture")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args()
     photographs = [path for path in find_photographs(given.photos) if source_of(path) not in given.exclude]
-    rows = synthesise(photographs, given.out, views=given.views, seed=given.seed, processes=given.processes)
+    options = {"views": given.views, "share": given.share, "seed": given.seed, "processes": given.processes}
+    rows = synthesise(photographs, given.out, **options)
     for split in SPLITS:
         chosen = [row for row in rows if row.split == split]
         print(f"{split}: {len({row.source for row in chosen})} photographs, {len(chosen)} images")

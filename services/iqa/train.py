@@ -3,7 +3,8 @@
     python -m services.iqa.train --data DIR --out DIR [--set epochs=12 …]
 
 Shapes: B batch, H height, W width. Progressive multi-task loss, from easy (level) to hard (score):
-λ₁ L1(score) + λ₂ CE(level) + distortion_weight × CE(kind), λ₁ = t/(T−1), λ₂ = 1 − λ₁ at epoch t of T.
+λ₁ L1(score) + λ₂ CE(level) + distortion_weight × CE(kind), λ₁ = t/(T−1), λ₂ = 1 − λ₁ at epoch t of T. The score's
+error is counted in levels (tenths of the range), so that both losses are of one size when they meet half-way.
 """
 
 from __future__ import annotations
@@ -20,13 +21,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from services.iqa.datasets import BadDataset, Record, load_folder
-from services.iqa.evaluate import srcc
+from services.iqa.evaluate import read_pixels, srcc
 from services.iqa.export import export_bundle
-from services.iqa.model import PMTIQA, level_of
+from services.iqa.model import LEVELS, PMTIQA, level_of
 from services.iqa.schemas import TrainConfig
 from shared.jobs.context import LocalContext, StopReason, TrainingContext
 from shared.problems import FourfoldError
@@ -68,7 +68,8 @@ def train(config: TrainConfig, data: Path, context: TrainingContext) -> Path:
     model = PMTIQA(len(kinds), config.backbone, config.multi_scale)
     if config.pretrained:
         model.load_imagenet(Path(config.weights) if config.weights else None)
-    model = model.to(device, memory_format=torch.channels_last)
+    model.to(device)
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     _freeze(model, config)
     optimizer = _optimizer(model, config)
     images = Images(parts["train"])
@@ -105,25 +106,21 @@ def train(config: TrainConfig, data: Path, context: TrainingContext) -> Path:
 
 
 class Images:
-    """The training images, decoded once and kept; items are uint8 (H, W, 3)."""
+    """The training images, decoded once and kept while they are few; items are uint8 (H, W, 3)."""
+
+    LIMIT = 8192  # images kept, 0.6 MB each
 
     def __init__(self, records: list[Record]) -> None:
         self.records = records
         self._kept: dict[int, NDArray[np.uint8]] = {}
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        if index not in self._kept:
-            self._kept[index] = read_image(self.records[index].path)
-        return self._kept[index]
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3) sRGB as stored; raises BadDataset."""
-    try:
-        with Image.open(path) as opened:
-            return np.array(opened.convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        raise BadDataset(f"{path.name} is not a readable image: {error}.", file=path.name) from None
+        if (kept := self._kept.get(index)) is not None:
+            return kept
+        image = read_pixels(self.records[index].path)
+        if len(self._kept) < self.LIMIT:
+            self._kept[index] = image
+        return image
 
 
 def loss_weights(schedule: str, epoch: int, epochs: int) -> tuple[float, float]:
@@ -152,7 +149,8 @@ def _train_epoch(
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
     model.train()
-    model.backbone.eval()  # ImageNet's batch statistics: crops of one photograph are too alike to estimate others
+    if config.pretrained:
+        model.backbone.eval()  # ImageNet's batch statistics: crops of a few photographs are too alike for new ones
     losses: list[float] = []
     for start in range(0, len(order) - config.batch_size + 1, config.batch_size):
         if (reason := context.should_stop()) is not None:
@@ -165,7 +163,7 @@ def _train_epoch(
         kind = torch.tensor([kinds.index(record.kind or "none") for record in picked], device=device)
         quality = model(image.contiguous(memory_format=torch.channels_last))
         loss = (
-            by_score * F.l1_loss(quality.score_B, score / 100)
+            by_score * LEVELS * F.l1_loss(quality.score_B, score / 100)
             + by_level * F.cross_entropy(quality.level_logits_BL, level_of(score))
             + config.distortion_weight * F.cross_entropy(quality.distortion_logits_BK, kind)
         )
@@ -195,7 +193,7 @@ def _validate(model: PMTIQA, records: list[Record], device: torch.device) -> flo
     model.eval()
     predicted: list[float] = []
     for record in records:
-        image = torch.from_numpy(read_image(record.path)).to(device).permute(2, 0, 1)[None].float()
+        image = torch.from_numpy(read_pixels(record.path)).to(device).permute(2, 0, 1)[None].float()
         predicted.append(float(model(image.contiguous(memory_format=torch.channels_last)).score_B))
     return srcc(np.array(predicted), np.array([record.score for record in records]))
 
@@ -210,12 +208,10 @@ def _device(wanted: str) -> torch.device:
 
 
 def _freeze(model: PMTIQA, config: TrainConfig) -> None:
-    backbone = model.backbone
     if config.freeze_backbone:
-        backbone.requires_grad_(False)
-    elif config.frozen_blocks and config.backbone == "efficientnet-lite0":
-        for module in (backbone._conv_stem, backbone._bn0, *backbone._blocks[: config.frozen_blocks]):  # pyright: ignore
-            module.requires_grad_(False)
+        model.backbone.requires_grad_(False)
+    for module in model.backbone.first(config.frozen_blocks) if config.frozen_blocks else ():
+        module.requires_grad_(False)
 
 
 def _optimizer(model: PMTIQA, config: TrainConfig) -> torch.optim.Optimizer:
@@ -254,7 +250,7 @@ def _restore(model: PMTIQA, optimizer: torch.optim.Optimizer, state: Mapping[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="a folder with scores.csv")
     parser.add_argument("--out", type=Path, required=True, help="where checkpoints and the bundle go")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="TrainConfig fields")
