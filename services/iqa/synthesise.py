@@ -171,8 +171,12 @@ def synthesise(
             jobs.append(_Job(pristine, source, view, splits[source], made, own, out))
     if not jobs:
         raise ValueError("none of the pictures is a photograph of at least 1024 pixels in width")
-    with ProcessPoolExecutor(processes) as pool:
-        rows = consensus([row for rows in pool.map(_distorted_rows, jobs) for row in rows])
+    if processes > 1:
+        with ProcessPoolExecutor(processes) as pool:
+            made = list(pool.map(_distorted_rows, jobs))
+    else:
+        made = [_distorted_rows(job) for job in jobs]
+    rows = consensus([row for rows in made for row in rows])
     with (out / "scores.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, [field.name for field in fields(Row)])
         writer.writeheader()
