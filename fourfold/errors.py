@@ -8,10 +8,9 @@ FourfoldClientError
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
-
-import orjson
 
 
 class FourfoldClientError(Exception):
@@ -43,7 +42,7 @@ class ApiError(FourfoldClientError):
     def from_answer(cls, status: int, body: bytes) -> ApiError:
         """The error of an answer, whatever its body is."""
         try:
-            document = orjson.loads(body)
-        except orjson.JSONDecodeError:
+            document = json.loads(body)
+        except ValueError:
             document = {}
         return cls(status, document if isinstance(document, dict) else {})

@@ -114,13 +114,13 @@ def inference_router(host: ModelHost, settings: ServiceSettings) -> APIRouter:
 
     async def live(request: Request) -> Response:
         """The process answers."""
-        return _json({"live": True})
+        return Response()
 
     async def ready(request: Request) -> Response:
         """Every model is ready."""
         if not host.ready:
             raise NotReady(f"The model {host.name} is not ready: {host.reason}.")
-        return _json({"ready": True})
+        return Response()
 
     async def model_metadata(request: Request) -> Response:
         """Name, versions, inputs and outputs of a model."""
@@ -137,8 +137,8 @@ def inference_router(host: ModelHost, settings: ServiceSettings) -> APIRouter:
 
     async def model_ready(request: Request) -> Response:
         """Whether the model, or the version named, takes traffic."""
-        model = chosen(request)
-        return _json({"name": model.name, "ready": True})
+        chosen(request)
+        return Response()
 
     async def statistics(request: Request) -> Response:
         """Counts and times since the model was loaded."""

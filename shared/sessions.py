@@ -183,7 +183,7 @@ class LoadedModel:
 
     @property
     def tag(self) -> str:
-        """The value of the `Fourfold-Model` header, for example `iqa/7`."""
+        """The value of the `Fourfold-Model` header, `<name>/<version>`."""
         return f"{self.name}/{self.version}"
 
     async def predict(self, item: Any, *, deadline: float | None = None) -> Any:

@@ -1,0 +1,27 @@
+"""Every service, and the kit's toy, passes the conformance suite."""
+
+import pytest
+
+from services.iqa.api import DOMAIN
+from shared.service import create_service
+from shared.settings import ServiceSettings
+from shared.testing import ServiceConformance, running, toy_bundle, toy_domain
+
+
+class TestToy(ServiceConformance):
+    name = "toy"
+
+    @pytest.fixture
+    async def client(self, tmp_path):
+        app = create_service(toy_domain(toy_bundle(tmp_path / "bundle")), ServiceSettings(home=tmp_path))
+        async with running(app) as client:
+            yield client
+
+
+class TestIqa(ServiceConformance):
+    name = "iqa"
+
+    @pytest.fixture
+    async def client(self, tmp_path):
+        async with running(create_service(DOMAIN, ServiceSettings(home=tmp_path))) as client:
+            yield client

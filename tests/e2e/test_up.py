@@ -1,0 +1,213 @@
+"""What `make up` starts, driven the way a newcomer drives it."""
+
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import tritonclient.http as triton
+from PIL import Image, ImageFilter
+from sklearn.datasets import load_sample_images
+
+from fourfold import ApiError, Client
+
+COMMAND = str(Path(sys.executable).with_name("fourfold"))
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Up:
+    def __init__(self, home):
+        self.home = home
+        self.port = free_port()
+        self.environment = {**os.environ, "FOURFOLD_HOME": str(home)}
+        self.log = home.with_suffix(".log")
+        with self.log.open("w") as stream:
+            command = [COMMAND, "up", "--port", str(self.port)]
+            self.process = subprocess.Popen(command, env=self.environment, stdout=stream, stderr=stream)
+        self.until(lambda: "Ctrl-C stops" in self.text, 90)
+
+    @property
+    def text(self):
+        return self.log.read_text()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def key(self):
+        return (self.home / "key").read_text().strip()
+
+    def until(self, condition, seconds):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, self.text
+            assert self.process.poll() is None, self.text
+            time.sleep(0.05)
+
+    def run(self, *arguments):
+        return subprocess.run([COMMAND, *arguments], env=self.environment, capture_output=True, text=True, timeout=60)
+
+    def stop(self, number=signal.SIGINT):
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory):
+    up = Up(tmp_path_factory.mktemp("e2e") / "home")
+    yield up
+    up.stop()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A sharp photograph and damaged versions of it, as files."""
+    folder = tmp_path_factory.mktemp("photos")
+    sharp = Image.fromarray(load_sample_images().images[0])
+    noise = np.random.default_rng(0).normal(0, 40, np.asarray(sharp).shape)
+    sharp.save(folder / "sharp.jpg", quality=97)
+    sharp.filter(ImageFilter.GaussianBlur(4)).save(folder / "blurred.jpg", quality=97)
+    Image.fromarray(np.clip(np.asarray(sharp) + noise, 0, 255).astype(np.uint8)).save(folder / "noisy.png")
+    sharp.save(folder / "squeezed.jpg", quality=5)
+    return folder
+
+
+def test_each_part_is_announced_when_it_is_ready(up):
+    lines = re.findall(r"^(\w+) +ready in [\d.]+ s$", up.text, re.MULTILINE)
+    assert lines == ["valkey", "iqa", "gateway"]
+    assert "fourfold score photo.jpg" in up.text
+
+
+def test_only_the_loopback_is_open(up):
+    family = [up.process.pid, *(child.pid for child in psutil.Process(up.process.pid).children(recursive=True))]
+    listening = [
+        connection.laddr.ip
+        for pid in family
+        for connection in psutil.Process(pid).net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening == ["127.0.0.1"]
+
+
+def test_the_key_is_private(up):
+    assert stat.S_IMODE((up.home / "key").stat().st_mode) == 0o600
+    assert up.run("keys", "show").stdout.strip() == up.key
+
+
+def test_a_photo_ranks_above_its_damaged_versions(up, photos):
+    answer = up.run("score", *(str(path) for path in sorted(photos.iterdir())))
+    assert answer.returncode == 0, answer.stderr
+    order = re.findall(r"(sharp|blurred|noisy|squeezed)\.", answer.stdout)
+    assert order[0] == "sharp"
+    assert len(order) == 4
+
+
+def test_the_quality_map_is_written(up, photos, tmp_path):
+    answer = up.run("score", str(photos / "sharp.jpg"), "--map", str(tmp_path / "map.png"), "--json")
+    assert answer.returncode == 0, answer.stderr
+    with Image.open(tmp_path / "map.png") as drawn:
+        assert drawn.size == (512, 342)
+
+
+def test_errors_are_one_line(up, tmp_path):
+    (tmp_path / "text.jpg").write_text("hello")
+    answer = up.run("score", str(tmp_path / "text.jpg"))
+    assert answer.returncode == 1
+    assert "not an image" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    second = up.run("up", "--port", str(free_port()))
+    assert second.returncode == 1
+    assert "already running" in second.stderr
+    elsewhere = {**up.environment, "FOURFOLD_HOME": str(tmp_path / "other")}
+    taken = subprocess.run([COMMAND, "up", "--port", str(up.port)], env=elsewhere, capture_output=True, text=True)
+    assert taken.returncode == 1
+    assert f"port {up.port} is taken" in taken.stderr
+    lost = subprocess.run(
+        [COMMAND, "status"],
+        env={**up.environment, "FOURFOLD_URL": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+    )
+    assert lost.returncode == 1
+    assert "not answering" in lost.stderr
+
+
+def test_the_python_client(up, photos):
+    with Client(up.url, up.key) as client:
+        assert client.ready()["services"] == {"iqa": True}
+        scored = client.score(photos / "sharp.jpg", map="array")
+        assert scored["map"]["cell"] == 32
+        several = client.score_many([photos / "sharp.jpg", b"nothing"])
+        assert several[0]["result"]["score"] == pytest.approx(scored["score"], abs=0.01)
+        assert several[1]["problem"]["status"] == 415
+        with pytest.raises(ApiError) as caught:
+            client.score(b"")
+        assert caught.value.status == 400
+        made = client.create_key("for a test", ["predict"])
+        with Client(up.url, made["secret"]) as reader, pytest.raises(ApiError, match="admin"):
+            reader.list_keys()
+        client.revoke_key(made["id"])
+
+
+def test_v2_through_the_gateway(up):
+    headers = {"Authorization": f"Bearer {up.key}"}
+    with triton.InferenceServerClient(f"127.0.0.1:{up.port}") as client:
+        assert client.is_server_ready(headers=headers)
+        assert client.get_model_repository_index(headers=headers)[0]["name"] == "iqa"
+        pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3)).astype(np.uint8)
+        given = triton.InferInput("image", pixels.shape, "UINT8")
+        given.set_data_from_numpy(pixels)
+        answer = client.infer("iqa", [given], headers=headers)
+        assert answer.as_numpy("score").shape == (2,)
+        assert answer.as_numpy("quality_map").shape == (2, 2, 3)
+        assert client.get_inference_statistics(headers=headers)["model_stats"][0]["name"] == "iqa"
+
+
+def test_one_document_describes_everything(up):
+    with Client(up.url, up.key) as client:
+        document = client.request("GET", "/openapi.json")
+    paths = document["paths"]
+    assert {"/v1/iqa/score", "/v2/models/{model}/infer", "/v1/keys", "/v2/repository/index"} <= set(paths)
+    responses = paths["/v1/iqa/score"]["post"]["responses"]
+    assert {"401", "403", "413", "415", "422", "429", "503"} <= set(responses)
+    text = str(document)
+    for name in re.findall(r"#/components/schemas/([\w.-]+)", text):
+        assert name in document["components"]["schemas"]
+
+
+def test_a_killed_service_comes_back(up, photos):
+    service = next(
+        child
+        for child in psutil.Process(up.process.pid).children(recursive=True)
+        if any("services.iqa" in part for part in child.cmdline())
+    )
+    service.kill()
+    up.until(lambda: "restarting" in up.text, 5)
+
+    def answers():
+        return up.run("score", str(photos / "sharp.jpg")).returncode == 0
+
+    up.until(answers, 30)
+
+
+def test_ctrl_c_stops_everything(tmp_path):
+    up = Up(tmp_path / "home")
+    family = psutil.Process(up.process.pid).children(recursive=True)
+    assert len(family) >= 3
+    assert up.stop() == 0
+    assert not [child for child in family if child.is_running()]
