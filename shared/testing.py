@@ -62,8 +62,8 @@ class ToyPredictor:
         return [answer if isinstance(answer, Exception) else answer["y"][0] for answer in answers]
 
     def warm_up(self) -> None:
-        for _ in range(3):
-            self.session.infer_many([{"x": np.zeros((1, 4), np.float32)}])
+        shape = [max(1, size) for size in self.session.inputs[0].shape]
+        self.session.infer_many([{"x": np.zeros(shape, np.float32)}])
 
 
 def load_toy(bundle: Bundle, settings: ServiceSettings) -> ToyPredictor:

@@ -10,6 +10,7 @@ import time
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
+from jwt.algorithms import RSAAlgorithm
 
 from gateway.auth import Authenticator
 from gateway.keys import MemoryKeyStore, new_key
@@ -103,7 +104,7 @@ def files(tmp_path):
 
 
 async def test_tokens_of_the_issuer(store, issuer_key, tmp_path, files):
-    public = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(issuer_key.public_key()))
+    public = json.loads(RSAAlgorithm.to_jwk(issuer_key.public_key()))
     keys = tmp_path / "jwks.json"
     keys.write_text(json.dumps({"keys": [{**public, "kid": "one", "use": "sig", "alg": "RS256"}]}))
     settings = GatewaySettings(oidc_issuer="https://id", oidc_audience="fourfold", oidc_jwks_url=f"{files}/jwks.json")

@@ -10,8 +10,8 @@ from shared.batching import Batcher
 from shared.problems import DeadlineExceeded, InternalError, NotReady, Overloaded
 
 
-def batcher(**changes):
-    return Batcher(**{"max_size": 4, "max_delay": 0.0, "capacity": 8, **changes})
+def batcher(max_size=4, max_delay=0.0, capacity=8):
+    return Batcher(max_size=max_size, max_delay=max_delay, capacity=capacity)
 
 
 class Recorder:
