@@ -78,7 +78,7 @@ def up(tmp_path_factory):
 def photos(tmp_path_factory):
     """A sharp photograph and damaged versions of it, as files."""
     folder = tmp_path_factory.mktemp("photos")
-    sharp = Image.fromarray(load_sample_images().images[0])
+    sharp = Image.fromarray(load_sample_images().images[1])
     noise = np.random.default_rng(0).normal(0, 40, np.asarray(sharp).shape)
     sharp.save(folder / "sharp.jpg", quality=97)
     sharp.filter(ImageFilter.GaussianBlur(4)).save(folder / "blurred.jpg", quality=97)
