@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -178,7 +179,8 @@ def main() -> None:
         cnn = small_cnn(root / "bundle")
         ModelRepository(str(homes["cnn"] / "models")).seed(cnn)
         infer = b"POST /v2/models/toy/infer HTTP/1.1\r\nHost: x\r\n"
-        document = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
+        tensor: dict[str, Any] = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}
+        document = {"inputs": [tensor]}
         small = json.dumps(document).encode()
         where = str(root / "small.sock")
         alone = runtime_alone(root / "toy" / "model.onnx", {"x": np.ones((1, 4), np.float32)}, 1)

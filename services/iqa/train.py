@@ -51,10 +51,9 @@ class TrainingStopped(FourfoldError):
 
 
 def train(config: TrainConfig, data: Path, context: TrainingContext) -> Path:
-    """Train on the folder `data` and return the bundle's folder.
+    """Train on the folder `data` (see `load_folder`; with splits) and return the bundle's folder.
 
-    The epoch is chosen on the validation split among the last half of the epochs, where the score carries the loss;
-    the test split is looked at once, by the export. Resumes from the context's checkpoint with the same result.
+    The test split is looked at once, by the export. Raises BadDataset, TrainingDiverged or TrainingStopped.
     """
     records = load_folder(data)
     parts = {name: [record for record in records if record.split == name] for name in ("train", "validation", "test")}
@@ -62,6 +61,26 @@ def train(config: TrainConfig, data: Path, context: TrainingContext) -> Path:
         if not part:
             raise BadDataset(f"No image of scores.csv has the split {name!r}.", file="scores.csv")
     kinds = ["none", *sorted({record.kind for record in records} - {"", "none"})]
+    return export_bundle(
+        fit(config, parts["train"], parts["validation"], kinds, context),
+        context.artefact("bundle"),
+        config=config,
+        kinds=kinds,
+        train=parts["train"],
+        test=parts["test"],
+        data=data,
+        device=str(_device(config.device)),
+    )
+
+
+def fit(
+    config: TrainConfig, training: list[Record], validation: list[Record], kinds: list[str], context: TrainingContext
+) -> PMTIQA:
+    """The network of the epoch with the best validation SRCC, on the CPU in evaluation mode.
+
+    Only the last half of the epochs is asked, where the score carries the loss. A training resumed from the context's
+    checkpoint ends with the same weights as one that was never interrupted.
+    """
     device = _device(config.device)
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -72,13 +91,13 @@ def train(config: TrainConfig, data: Path, context: TrainingContext) -> Path:
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     _freeze(model, config)
     optimizer = _optimizer(model, config)
-    images = Images(parts["train"])
-    validation = _subset(parts["validation"], config.validation_images)
+    images = Images(training)
+    validation = _subset(validation, config.validation_images)
     best: dict[str, NDArray[Any]] = {}
     best_srcc = -math.inf
     first = 0
     if (state := context.restore()) is not None:
-        first, best_srcc = int(state["epoch"]), float(state["best_srcc"])
+        first, best_srcc = int(state["epoch"].item()), state["best_srcc"].item()
         best = {name.removeprefix("best."): value for name, value in state.items() if name.startswith("best.")}
         _restore(model, optimizer, state)
     for epoch in range(first, config.epochs):
@@ -93,16 +112,7 @@ def train(config: TrainConfig, data: Path, context: TrainingContext) -> Path:
         context.checkpoint(_state(model, optimizer, epoch + 1, best_srcc, best))
         context.report(step=epoch + 1, total=config.epochs, **metrics)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in best.items()})
-    return export_bundle(
-        model.cpu().eval(),
-        context.artefact("bundle"),
-        config=config,
-        kinds=kinds,
-        train=parts["train"],
-        test=parts["test"],
-        data=data,
-        device=str(device),
-    )
+    return model.cpu().eval()
 
 
 class Images:
@@ -145,6 +155,8 @@ def _train_epoch(
     # All randomness of an epoch comes from its own generator, so a resumed training repeats it exactly.
     random = np.random.default_rng([config.seed, epoch])
     order = random.permutation(len(images.records))[: config.images_per_epoch]
+    if len(order) < config.batch_size:
+        raise BadDataset(f"{len(order)} training images do not fill a batch of {config.batch_size}.")
     by_score, by_level = loss_weights(config.schedule, epoch, config.epochs)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
@@ -189,13 +201,14 @@ def _crop(image_HW3: NDArray[np.uint8], side: int, random: np.random.Generator) 
 
 @torch.inference_mode()
 def _validate(model: PMTIQA, records: list[Record], device: torch.device) -> float:
-    """SRCC on whole images."""
+    """SRCC on whole images; −1 where the network scores them all alike."""
     model.eval()
     predicted: list[float] = []
     for record in records:
         image = torch.from_numpy(read_pixels(record.path)).to(device).permute(2, 0, 1)[None].float()
         predicted.append(float(model(image.contiguous(memory_format=torch.channels_last)).score_B))
-    return srcc(np.array(predicted), np.array([record.score for record in records]))
+    found = srcc(np.array(predicted), np.array([record.score for record in records]))
+    return -1.0 if math.isnan(found) else found
 
 
 def _subset(records: list[Record], size: int) -> list[Record]:
@@ -228,7 +241,7 @@ def _optimizer(model: PMTIQA, config: TrainConfig) -> torch.optim.Optimizer:
 def _state(
     model: PMTIQA, optimizer: torch.optim.Optimizer, epoch: int, best_srcc: float, best: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
-    state: dict[str, NDArray[Any]] = {"epoch": np.array(epoch), "best_srcc": np.array(best_srcc)}
+    state: dict[str, NDArray[Any]] = {"epoch": np.array([epoch]), "best_srcc": np.array([best_srcc])}
     state |= {f"model.{name}": value.cpu().numpy() for name, value in model.state_dict().items()}
     state |= {f"best.{name}": value for name, value in best.items()}
     for index, moments in optimizer.state_dict()["state"].items():
@@ -245,7 +258,8 @@ def _restore(model: PMTIQA, optimizer: torch.optim.Optimizer, state: Mapping[str
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = value
+            # The count of steps has no dimension; not every store keeps that.
+            moments.setdefault(int(index), {})[key] = value.reshape(()) if key == "step" else value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 

@@ -173,8 +173,10 @@ def test_v2_through_the_gateway(up):
         given = triton.InferInput("image", pixels.shape, "UINT8")
         given.set_data_from_numpy(pixels)
         answer = client.infer("iqa", [given], headers=headers)
-        assert np.shape(answer.as_numpy("score")) == (2,)
-        assert np.shape(answer.as_numpy("quality_map")) == (2, 2, 3)
+        score, quality_map = answer.as_numpy("score"), answer.as_numpy("quality_map")
+        assert score is not None
+        assert quality_map is not None
+        assert (score.shape, quality_map.shape) == ((2,), (2, 2, 3))
         assert client.get_inference_statistics(headers=headers)["model_stats"][0]["name"] == "iqa"
 
 
