@@ -112,7 +112,8 @@ class Client:
     def __init__(self, url: str | None = None, key: str | None = None, *, timeout: float = 300.0) -> None:
         self._inner = AsyncClient(url, key, timeout=timeout)
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="fourfold-client", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fourfold-client", daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> Client:
         return self
@@ -124,6 +125,8 @@ class Client:
         if not self._loop.is_closed():
             self._run(self._inner.close())
             self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(call, self._loop).result()
