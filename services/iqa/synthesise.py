@@ -1,10 +1,12 @@
 """Makes a training set from pristine photographs: distortions at five strengths, labelled by a full-reference proxy.
 
-    python -m services.iqa.synthesise --photos DIR [DIR …] --out DIR
+    python -m services.iqa.synthesise --photos DIR-OR-LIST --root DIR --out DIR
 
-writes `images/*.png` and `scores.csv` (file, source, kind, strength, score, split and the four metrics). The score is
-the mean rank of four full-reference metrics over the whole set, mapped to 0–100 (100 is best, the pristine images).
-It is a proxy: nobody has looked at these pictures, and it is never to be called an opinion score.
+`--photos` is a folder of photographs, or a list such as `photographs.txt` here (a package and a path a line) whose
+paths lie below `--root`, where the packages are unpacked. Written are `images/*.png` and `scores.csv` (file, source,
+kind, strength, score, split and the four metrics). The score is the mean rank of four full-reference metrics over the
+whole set, mapped to 0–100 (100 is best, the pristine images). It is a proxy: nobody has looked at these pictures, and
+it is never to be called an opinion score.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import re
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,7 +28,7 @@ from scipy.stats import rankdata
 from services.iqa.distortions import DISTORTIONS, STRENGTHS, distort
 from services.iqa.full_reference import METRICS
 
-LONG_SIDE, SHORT_SIDE = 512, 384
+LONG_SIDE, LEAST_SIDE = 512, 320  # the longer side of a view in pixels, at most and at least; the aspect is 4 : 3
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SPLITS = ("train", "validation", "test")
 
@@ -48,22 +51,28 @@ class Row:
 
 def source_of(path: Path) -> str:
     """The name of a photograph's content, fit for a file name."""
+    # `<theme>/contents/images/<width>x<height>.jpg` is the desktop themes' layout.
     name = path.parts[-4] if path.parent.name == "images" and path.parent.parent.name == "contents" else path.stem
     return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
-def find_photographs(folders: list[Path]) -> list[Path]:
-    """Photographs below `folders`, one a content: the largest where a theme holds several sizes of one picture."""
-    chosen: dict[str, Path] = {}
-    for folder in folders:
-        # `<theme>/contents/images/<width>x<height>.jpg` is the desktop themes' layout.
-        for path in sorted([*folder.glob("*"), *folder.glob("*/contents/images/*")]):
-            if path.suffix.lower() not in PHOTO_SUFFIXES or path.is_symlink():
-                continue
-            content = source_of(path)
-            if content not in chosen or path.stat().st_size > chosen[content].stat().st_size:
-                chosen[content] = path
-    return [chosen[content] for content in sorted(chosen)]
+def find_photographs(folder: Path) -> list[Path]:
+    """The photographs that lie in `folder`, by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES and not path.is_symlink())
+
+
+def read_list(table: Path, root: Path) -> list[Path]:
+    """The photographs that `table` names, below `root`; raises ValueError naming the line and what to unpack."""
+    found: list[Path] = []
+    for line, text in enumerate(table.read_text().splitlines(), start=1):
+        if not text.strip() or text.startswith("#"):
+            continue
+        package, _, name = text.strip().partition(" ")
+        path = root / name
+        if not name or not path.is_file():
+            raise ValueError(f"{table.name} line {line}: the root has no {name!r}; unpack the package {package} there")
+        found.append(path)
+    return found
 
 
 def is_photographic(image_HW3: np.ndarray) -> bool:
@@ -75,35 +84,43 @@ def is_photographic(image_HW3: np.ndarray) -> bool:
 
 
 def pristine_views(path: Path, views: int) -> list[np.ndarray]:
-    """Up to `views` pictures of LONG_SIDE × SHORT_SIDE from one photograph, each at least halved from its pixels.
+    """Up to `views` pictures from one photograph, each at least halved from its pixels, which hides its compression.
 
-    The first is the whole photograph, cropped to the aspect; the next are quarters of it, where it has the pixels.
+    The first is the whole photograph, cropped to 4 : 3 and laid on its side if it is upright; the next are its
+    quarters, where they have the pixels for the full size. uint8 (H, W, 3), W from LEAST_SIDE to LONG_SIDE.
     """
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
     if picture.height > picture.width:
         picture = picture.rotate(90, expand=True)
-    width = min(picture.width, picture.height * LONG_SIDE // SHORT_SIDE)
-    height = width * SHORT_SIDE // LONG_SIDE
+    width = min(picture.width, picture.height * 4 // 3)
+    height = width * 3 // 4
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     boxes = [(left, top, left + width, top + height)]
-    for column, row in ((0, 0), (1, 1), (1, 0), (0, 1)):
-        x, y = left + column * width // 2, top + row * height // 2
-        boxes.append((x, y, x + width // 2, y + height // 2))
-    usable = [box for box in boxes if box[2] - box[0] >= 2 * LONG_SIDE]
+    if width >= 4 * LONG_SIDE:
+        for column, row in ((0, 0), (1, 1), (1, 0), (0, 1)):
+            x, y = left + column * width // 2, top + row * height // 2
+            boxes.append((x, y, x + width // 2, y + height // 2))
+    size = min(LONG_SIDE, width // 2)
+    if size < LEAST_SIDE:
+        return []
     return [
-        np.asarray(picture.resize((LONG_SIDE, SHORT_SIDE), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
-        for box in usable[:views]
+        np.asarray(picture.resize((size, size * 3 // 4), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
+        for box in boxes[:views]
     ]
 
 
 def split_sources(sources: list[str]) -> dict[str, str]:
-    """Source → train, validation or test (62 : 18 : 20), in the order of a hash, so that no photograph is in two."""
-    ordered = sorted(set(sources), key=lambda source: hashlib.sha256(source.encode()).digest())
-    shares = [(position + 0.5) / len(ordered) for position in range(len(ordered))]
+    """Source → train, validation or test (62 : 18 : 20), in the order of a hash, so that no photograph is in two.
+
+    Photographs that differ in a final number only (`pool`, `pool_2`) show one scene and stay together.
+    """
+    scenes = {source: re.sub(r"_\d+$", "", source) for source in sources}
+    ordered = sorted(set(scenes.values()), key=lambda scene: hashlib.sha256(scene.encode()).digest())
+    shares = {scene: (position + 0.5) / len(ordered) for position, scene in enumerate(ordered)}
     return {
-        source: SPLITS[2] if share < 0.20 else SPLITS[1] if share < 0.38 else SPLITS[0]
-        for source, share in zip(ordered, shares, strict=True)
+        source: SPLITS[2] if shares[scene] < 0.20 else SPLITS[1] if shares[scene] < 0.38 else SPLITS[0]
+        for source, scene in scenes.items()
     }
 
 
@@ -146,7 +163,7 @@ def consensus(rows: list[Row]) -> list[Row]:
 
 
 def synthesise(
-    photographs: list[Path], out: Path, *, views: int = 5, share: float = 0.5, seed: int = 0, processes: int = 1
+    photographs: list[Path], out: Path, *, views: int = 4, share: float = 0.4, seed: int = 0, processes: int = 1
 ) -> list[Row]:
     """Write the set made from `photographs` to `out` and return its rows; raises ValueError when none is usable.
 
@@ -158,6 +175,8 @@ def synthesise(
         source_of(path): [view for view in pristine_views(path, views) if is_photographic(view)] for path in photographs
     }
     pictures = {source: found for source, found in pictures.items() if found}
+    if len({source_of(path) for path in photographs}) < len(photographs):
+        raise ValueError("two photographs have the same name; their views would overwrite each other")
     splits = split_sources(list(pictures))
     pairs = [(kind, strength) for kind in DISTORTIONS for strength in STRENGTHS]
     jobs: list[_Job] = []
@@ -170,7 +189,7 @@ def synthesise(
             made = [pair for pair, wanted in zip(pairs, chosen, strict=True) if wanted]
             jobs.append(_Job(pristine, source, view, splits[source], made, own, out))
     if not jobs:
-        raise ValueError("none of the pictures is a photograph of at least 1024 pixels in width")
+        raise ValueError(f"none of the pictures is a photograph of at least {2 * LEAST_SIDE} pixels in width")
     if processes > 1:
         with ProcessPoolExecutor(processes) as pool:
             made = list(pool.map(_distorted_rows, jobs))
@@ -186,15 +205,16 @@ def synthesise(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--photos", type=Path, nargs="+", required=True, help="folders of pristine photographs")
-    parser.add_argument("--exclude", nargs="*", default=[], help="contents to leave out, such as rendered pictures")
+    parser.add_argument("--photos", type=Path, required=True, help="a folder of photographs, or a list of them")
+    parser.add_argument("--root", type=Path, default=Path("/"), help="where a list's packages are unpacked")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--views", type=int, default=5, help="pictures taken from one training photograph, at most")
-    parser.add_argument("--share", type=float, default=0.5, help="part of all distortions made from a training picture")
+    parser.add_argument("--views", type=int, default=4, help="pictures taken from one training photograph, at most")
+    parser.add_argument("--share", type=float, default=0.4, help="part of all distortions made from a training picture")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args()
-    photographs = [path for path in find_photographs(given.photos) if source_of(path) not in given.exclude]
+    folder: Path = given.photos
+    photographs = find_photographs(folder) if folder.is_dir() else read_list(folder, given.root)
     options = {"views": given.views, "share": given.share, "seed": given.seed, "processes": given.processes}
     rows = synthesise(photographs, given.out, **options)
     for split in SPLITS:

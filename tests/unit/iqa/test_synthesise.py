@@ -19,6 +19,7 @@ from services.iqa.synthesise import (
     find_photographs,
     is_photographic,
     pristine_views,
+    read_list,
     source_of,
     split_sources,
     synthesise,
@@ -61,8 +62,16 @@ def test_no_photograph_is_in_two_splits_and_all_splits_are_used():
     assert splits == split_sources(sources[::-1]), "the order of the files must not matter"
 
 
+def test_photographs_of_one_scene_stay_together():
+    scenes = [f"scene{index}" for index in range(12)]
+    splits = split_sources([*scenes, *(f"{scene}_2" for scene in scenes)])
+    assert all(splits[scene] == splits[f"{scene}_2"] for scene in scenes)
+
+
 def test_pictures_are_at_least_halved(tmp_path: Path):
-    assert pristine_views(photograph(tmp_path / "small.png", 1000), 5) == []
+    assert pristine_views(photograph(tmp_path / "small.png", 620), 5) == []
+    [little] = pristine_views(photograph(tmp_path / "little.png", 800), 5)
+    assert little.shape == (300, 400, 3)
     [whole] = pristine_views(photograph(tmp_path / "medium.png", 1100), 5)
     assert whole.shape == (384, 512, 3)
     views = pristine_views(photograph(tmp_path / "large.png", 2100), 3)
@@ -83,17 +92,31 @@ def test_gradients_and_line_art_are_no_photographs():
     assert is_photographic(data.astronaut())
 
 
-def test_the_largest_file_of_a_theme_is_taken(tmp_path: Path):
-    folder = tmp_path / "Autumn" / "contents" / "images"
-    folder.mkdir(parents=True)
-    photograph(folder / "1100x825.png", 1100)
-    large = photograph(folder / "1300x975.png", 1300)
-    other = photograph(tmp_path / "my photo.png", 1100)
-    (tmp_path / "alias.png").symlink_to(other)
+def test_a_folder_of_photographs(tmp_path: Path):
+    photos = [photograph(tmp_path / name, 700) for name in ("b.png", "a.jpg")]
+    (tmp_path / "alias.png").symlink_to(photos[0])
     (tmp_path / "readme.txt").write_text("no picture")
-    found = find_photographs([tmp_path])
-    assert sorted(found) == sorted([large, other])
-    assert {source_of(path) for path in found} == {"Autumn", "my_photo"}
+    assert find_photographs(tmp_path) == sorted(photos)
+
+
+def test_a_list_of_photographs(tmp_path: Path):
+    theme = tmp_path / "root" / "Autumn" / "contents" / "images"
+    theme.mkdir(parents=True)
+    photos = [photograph(theme / "700x525.png", 700), photograph(tmp_path / "root" / "my photo.png", 700)]
+    table = tmp_path / "list.txt"
+    table.write_text("# package path\ntheme Autumn/contents/images/700x525.png\nother my photo.png\n")
+    assert read_list(table, tmp_path / "root") == photos
+    assert [source_of(path) for path in photos] == ["Autumn", "my_photo"]
+    table.write_text("theme none.png\n")
+    with pytest.raises(ValueError, match=r"line 1: the root has no 'none.png'; unpack the package theme"):
+        read_list(table, tmp_path / "root")
+
+
+def test_the_list_that_the_default_model_was_made_from():
+    table = Path(module.__file__).with_name("photographs.txt")
+    lines = [line.split(" ", 1) for line in table.read_text().splitlines() if not line.startswith("#")]
+    assert len(lines) > 80
+    assert len({source_of(Path(name)) for _, name in lines}) == len(lines)
 
 
 @pytest.fixture
@@ -105,7 +128,7 @@ def few_distortions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("few_distortions")
 def test_a_whole_set(tmp_path: Path):
-    photographs = [photograph(tmp_path / f"photo{index}.png", 1100, index) for index in range(5)]
+    photographs = [photograph(tmp_path / f"photo{index}.png", 1100, index) for index in range(4)]
     synthesise(photographs, tmp_path / "set", views=1, share=1.0)
     records = load_folder(tmp_path / "set")
     assert {record.split for record in records} == {"train", "validation", "test"}
@@ -121,7 +144,7 @@ def test_a_whole_set(tmp_path: Path):
 
 @pytest.mark.usefixtures("few_distortions")
 def test_the_same_seed_makes_the_same_set_and_every_picture_has_its_own_noise(tmp_path: Path):
-    photographs = [photograph(tmp_path / f"photo{index}.png", 1100) for index in range(3)]  # one picture, three names
+    photographs = [photograph(tmp_path / f"photo{name}.png", 800) for name in "abc"]  # one picture, three names
     first = synthesise(photographs, tmp_path / "a", views=1, share=1.0)
     assert first == synthesise(photographs, tmp_path / "b", views=1, share=1.0)
     noisy = [item.file for item in first if item.kind == "white-noise" and item.strength == 5]
@@ -130,6 +153,13 @@ def test_the_same_seed_makes_the_same_set_and_every_picture_has_its_own_noise(tm
     assert not np.array_equal(pixels[0], pixels[1])
 
 
+def test_two_photographs_of_one_name_are_refused(tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    photographs = [photograph(tmp_path / "a.png", 700), photograph(tmp_path / "other" / "a.png", 700, 1)]
+    with pytest.raises(ValueError, match="same name"):
+        synthesise(photographs, tmp_path / "set")
+
+
 def test_nothing_usable_is_told(tmp_path: Path):
-    with pytest.raises(ValueError, match="at least 1024 pixels"):
-        synthesise([photograph(tmp_path / "small.png", 800)], tmp_path / "set")
+    with pytest.raises(ValueError, match="at least 640 pixels"):
+        synthesise([photograph(tmp_path / "small.png", 600)], tmp_path / "set")
