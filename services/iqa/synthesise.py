@@ -94,6 +94,9 @@ def pristine_views(path: Path, views: int) -> list[np.ndarray]:
     if picture.height > picture.width:
         picture = picture.rotate(90, expand=True)
     width = min(picture.width, picture.height * 4 // 3)
+    size = min(LONG_SIDE, width // 2)
+    if size < LEAST_SIDE:
+        return []
     height = width * 3 // 4
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     boxes = [(left, top, left + width, top + height)]
@@ -101,9 +104,6 @@ def pristine_views(path: Path, views: int) -> list[np.ndarray]:
         for column, row in ((0, 0), (1, 1), (1, 0), (0, 1)):
             x, y = left + column * width // 2, top + row * height // 2
             boxes.append((x, y, x + width // 2, y + height // 2))
-    size = min(LONG_SIDE, width // 2)
-    if size < LEAST_SIDE:
-        return []
     return [
         np.asarray(picture.resize((size, size * 3 // 4), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
         for box in boxes[:views]
@@ -170,13 +170,15 @@ def synthesise(
     Of each training view a random `share` of the kinds and strengths is made: at the same number of images, many
     contents teach more than all distortions of a few. Held-out photographs give one view each, with all of them.
     """
+    named = {source_of(path): path for path in photographs}
+    if len(named) < len(photographs):
+        raise ValueError("two photographs have the same name; their views would overwrite each other")
     (out / "images").mkdir(parents=True, exist_ok=True)
     pictures = {
-        source_of(path): [view for view in pristine_views(path, views) if is_photographic(view)] for path in photographs
+        source: [view for view in pristine_views(path, views) if is_photographic(view)]
+        for source, path in named.items()
     }
     pictures = {source: found for source, found in pictures.items() if found}
-    if len({source_of(path) for path in photographs}) < len(photographs):
-        raise ValueError("two photographs have the same name; their views would overwrite each other")
     splits = split_sources(list(pictures))
     pairs = [(kind, strength) for kind in DISTORTIONS for strength in STRENGTHS]
     jobs: list[_Job] = []

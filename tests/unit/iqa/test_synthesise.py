@@ -112,7 +112,7 @@ def test_a_list_of_photographs(tmp_path: Path):
         read_list(table, tmp_path / "root")
 
 
-def test_the_list_that_the_default_model_was_made_from():
+def test_the_committed_list_names_every_photograph_once():
     table = Path(module.__file__).with_name("photographs.txt")
     lines = [line.split(" ", 1) for line in table.read_text().splitlines() if not line.startswith("#")]
     assert len(lines) > 80
