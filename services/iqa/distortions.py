@@ -241,7 +241,7 @@ DISTORTIONS: dict[str, Distortion] = {
     "mean-shift": Distortion(_mean_shift, (12, 24, 40, 60, 90)),
     "jitter": Distortion(_jitter, (0.25, 0.5, 0.9, 1.6, 3.0)),
     "displaced-patches": Distortion(_patches, (10, 25, 50, 90, 160)),
-    "pixelation": Distortion(_pixelate, (1.5, 2, 3, 5, 8)),
+    "pixelation": Distortion(_pixelate, (2, 3, 4, 6, 9)),
     "quantisation": Distortion(_quantise, (24, 14, 9, 6, 4)),
     "colour-blocks": Distortion(_colour_blocks, (2, 5, 9, 15, 24)),
     "oversharpening": Distortion(_oversharpen, (0.8, 1.6, 2.8, 4.5, 7.0)),

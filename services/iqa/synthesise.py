@@ -2,8 +2,9 @@
 
     python -m services.iqa.synthesise --photos DIR-OR-LIST --root DIR --out DIR
 
-`--photos` is a folder of photographs, or a list such as `photographs.txt` here (a package and a path a line) whose
-paths lie below `--root`, where the packages are unpacked. Written are `images/*.png` and `scores.csv` (file, source,
+`--photos` is a folder of photographs, or a list such as `photographs.csv` here (package, path, scene) whose paths lie
+below `--root`, where the packages are unpacked. Photographs of one scene are never divided between the splits; without
+a scene, each is its own. Written are `images/*.png` and `scores.csv` (file, source,
 kind, strength, score, split and the four metrics). The score is the mean rank of four full-reference metrics over the
 whole set, mapped to 0–100 (100 is best, the pristine images). It is a proxy: nobody has looked at these pictures, and
 it is never to be called an opinion score.
@@ -14,8 +15,8 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
-import re
 import zlib
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -28,7 +29,9 @@ from scipy.stats import rankdata
 from services.iqa.distortions import DISTORTIONS, STRENGTHS, distort
 from services.iqa.full_reference import METRICS
 
-LONG_SIDE, LEAST_SIDE = 512, 320  # the longer side of a view in pixels, at most and at least; the aspect is 4 : 3
+# Every view has one size, since the metrics work on a scale that they choose by the size.
+WIDTH, HEIGHT = 512, 384
+LEAST_WIDTH = 683  # pixels of a photograph that become WIDTH: reduced to ¾ at least, which hides its compression
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SPLITS = ("train", "validation", "test")
 
@@ -56,22 +59,28 @@ def source_of(path: Path) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
-def find_photographs(folder: Path) -> list[Path]:
-    """The photographs that lie in `folder`, by name."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES and not path.is_symlink())
+def find_photographs(folder: Path) -> dict[Path, str]:
+    """The photographs that lie in `folder`, by name → a scene each."""
+    paths = (path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES and not path.is_symlink())
+    return {path: source_of(path) for path in sorted(paths)}
 
 
-def read_list(table: Path, root: Path) -> list[Path]:
-    """The photographs that `table` names, below `root`; raises ValueError naming the line and what to unpack."""
-    found: list[Path] = []
-    for line, text in enumerate(table.read_text().splitlines(), start=1):
-        if not text.strip() or text.startswith("#"):
-            continue
-        package, _, name = text.strip().partition(" ")
-        path = root / name
-        if not name or not path.is_file():
-            raise ValueError(f"{table.name} line {line}: the root has no {name!r}; unpack the package {package} there")
-        found.append(path)
+def read_list(table: Path, root: Path) -> dict[Path, str]:
+    """The photographs that `table` names, below `root` → their scenes.
+
+    Raises ValueError naming the line and what to unpack.
+    """
+    found: dict[Path, str] = {}
+    with table.open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        if missing := {"package", "path"} - set(reader.fieldnames or ()):
+            raise ValueError(f"{table.name} lacks the column {sorted(missing)[0]!r}")
+        for row in reader:
+            path = root / row["path"]
+            if not path.is_file():
+                where = f"{table.name} line {reader.line_num}"
+                raise ValueError(f"{where}: the root has no {row['path']!r}; unpack the package {row['package']} there")
+            found[path] = row.get("scene") or source_of(path)
     return found
 
 
@@ -83,39 +92,35 @@ def is_photographic(image_HW3: np.ndarray) -> bool:
     return bool(np.median(slope) > 0.4 and (slope > 8).mean() > 0.02)
 
 
-def pristine_views(path: Path, views: int) -> list[np.ndarray]:
-    """Up to `views` pictures from one photograph, each at least halved from its pixels, which hides its compression.
+def pristine_views(path: Path, views: int, random: np.random.Generator) -> list[np.ndarray]:
+    """Up to `views` pictures from one photograph, uint8 (HEIGHT, WIDTH, 3), each reduced to ¾ of its pixels at least.
 
-    The first is the whole photograph, cropped to 4 : 3 and laid on its side if it is upright; the next are its
-    quarters, where they have the pixels for the full size. uint8 (H, W, 3), W from LEAST_SIDE to LONG_SIDE.
+    The first is the whole photograph, cropped to 4 : 3 and laid on its side if it is upright; the next are boxes of
+    random size and place, no more of them than would fit beside each other at the smallest size.
     """
     with Image.open(path) as opened:
         picture = opened.convert("RGB")
     if picture.height > picture.width:
         picture = picture.rotate(90, expand=True)
     width = min(picture.width, picture.height * 4 // 3)
-    size = min(LONG_SIDE, width // 2)
-    if size < LEAST_SIDE:
+    if width < LEAST_WIDTH:
         return []
-    height = width * 3 // 4
+    height = width * HEIGHT // WIDTH
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     boxes = [(left, top, left + width, top + height)]
-    if width >= 4 * LONG_SIDE:
-        for column, row in ((0, 0), (1, 1), (1, 0), (0, 1)):
-            x, y = left + column * width // 2, top + row * height // 2
-            boxes.append((x, y, x + width // 2, y + height // 2))
+    for _ in range(1, min(views, (width // LEAST_WIDTH) ** 2)):
+        wide = int(LEAST_WIDTH * (width / LEAST_WIDTH) ** random.random())
+        high = wide * HEIGHT // WIDTH
+        x, y = int(random.integers(picture.width - wide + 1)), int(random.integers(picture.height - high + 1))
+        boxes.append((x, y, x + wide, y + high))
     return [
-        np.asarray(picture.resize((size, size * 3 // 4), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
-        for box in boxes[:views]
+        np.asarray(picture.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
+        for box in boxes
     ]
 
 
-def split_sources(sources: list[str]) -> dict[str, str]:
-    """Source → train, validation or test (62 : 18 : 20), in the order of a hash, so that no photograph is in two.
-
-    Photographs that differ in a final number only (`pool`, `pool_2`) show one scene and stay together.
-    """
-    scenes = {source: re.sub(r"_\d+$", "", source) for source in sources}
+def split_sources(scenes: Mapping[str, str]) -> dict[str, str]:
+    """Source → train, validation or test (62 : 18 : 20), in the order of a hash of its scene: no scene is in two."""
     ordered = sorted(set(scenes.values()), key=lambda scene: hashlib.sha256(scene.encode()).digest())
     shares = {scene: (position + 0.5) / len(ordered) for position, scene in enumerate(ordered)}
     return {
@@ -163,35 +168,40 @@ def consensus(rows: list[Row]) -> list[Row]:
 
 
 def synthesise(
-    photographs: list[Path], out: Path, *, views: int = 4, share: float = 0.4, seed: int = 0, processes: int = 1
+    photographs: Mapping[Path, str],
+    out: Path,
+    *,
+    views: int = 12,
+    share: float = 0.25,
+    seed: int = 0,
+    processes: int = 1,
 ) -> list[Row]:
-    """Write the set made from `photographs` to `out` and return its rows; raises ValueError when none is usable.
+    """Write the set made from `photographs` (path → scene) to `out` and return its rows.
 
     Of each training view a random `share` of the kinds and strengths is made: at the same number of images, many
     contents teach more than all distortions of a few. Held-out photographs give one view each, with all of them.
+    Raises ValueError when no photograph is usable, or two have one name.
     """
     named = {source_of(path): path for path in photographs}
     if len(named) < len(photographs):
         raise ValueError("two photographs have the same name; their views would overwrite each other")
     (out / "images").mkdir(parents=True, exist_ok=True)
-    pictures = {
-        source: [view for view in pristine_views(path, views) if is_photographic(view)]
-        for source, path in named.items()
-    }
-    pictures = {source: found for source, found in pictures.items() if found}
-    splits = split_sources(list(pictures))
+    splits = split_sources({source: photographs[path] for source, path in named.items()})
     pairs = [(kind, strength) for kind in DISTORTIONS for strength in STRENGTHS]
     jobs: list[_Job] = []
-    for source, found in pictures.items():
+    for source, path in named.items():
         training = splits[source] == "train"
-        for view, pristine in enumerate(found if training else found[:1]):
+        boxes = np.random.default_rng(zlib.crc32(f"{seed}/{source}".encode()))
+        for view, pristine in enumerate(pristine_views(path, views if training else 1, boxes)):
+            if not is_photographic(pristine):
+                continue
             # Every view has its own noise: one realisation for all could be learnt by heart.
             own = zlib.crc32(f"{seed}/{source}/{view}".encode())
             chosen = np.random.default_rng(own).random(len(pairs)) < share if training else np.full(len(pairs), True)
             made = [pair for pair, wanted in zip(pairs, chosen, strict=True) if wanted]
             jobs.append(_Job(pristine, source, view, splits[source], made, own, out))
     if not jobs:
-        raise ValueError(f"none of the pictures is a photograph of at least {2 * LEAST_SIDE} pixels in width")
+        raise ValueError(f"none of the pictures is a photograph of at least {LEAST_WIDTH} pixels in width")
     if processes > 1:
         with ProcessPoolExecutor(processes) as pool:
             made = list(pool.map(_distorted_rows, jobs))
@@ -210,8 +220,10 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="a folder of photographs, or a list of them")
     parser.add_argument("--root", type=Path, default=Path("/"), help="where a list's packages are unpacked")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--views", type=int, default=4, help="pictures taken from one training photograph, at most")
-    parser.add_argument("--share", type=float, default=0.4, help="part of all distortions made from a training picture")
+    parser.add_argument("--views", type=int, default=12, help="pictures taken from one training photograph, at most")
+    parser.add_argument(
+        "--share", type=float, default=0.25, help="part of all distortions made from a training picture"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args()

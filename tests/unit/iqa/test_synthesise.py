@@ -55,33 +55,35 @@ def test_the_consensus_is_the_mean_rank_of_four_metrics():
 
 def test_no_photograph_is_in_two_splits_and_all_splits_are_used():
     sources = [f"photo{index}" for index in range(40)]
-    splits = split_sources(sources)
+    splits = split_sources(dict(zip(sources, sources, strict=True)))
     assert set(splits) == set(sources)
     counts = {name: list(splits.values()).count(name) for name in module.SPLITS}
     assert counts == {"train": 25, "validation": 7, "test": 8}
-    assert splits == split_sources(sources[::-1]), "the order of the files must not matter"
+    assert splits == split_sources({source: source for source in sources[::-1]}), (
+        "the order of the files must not matter"
+    )
 
 
 def test_photographs_of_one_scene_stay_together():
-    scenes = [f"scene{index}" for index in range(12)]
-    splits = split_sources([*scenes, *(f"{scene}_2" for scene in scenes)])
-    assert all(splits[scene] == splits[f"{scene}_2"] for scene in scenes)
+    splits = split_sources({f"photo{index}": f"scene{index % 12}" for index in range(24)})
+    assert all(splits[f"photo{index}"] == splits[f"photo{index + 12}"] for index in range(12))
 
 
-def test_pictures_are_at_least_halved(tmp_path: Path):
-    assert pristine_views(photograph(tmp_path / "small.png", 620), 5) == []
-    [little] = pristine_views(photograph(tmp_path / "little.png", 800), 5)
-    assert little.shape == (300, 400, 3)
-    [whole] = pristine_views(photograph(tmp_path / "medium.png", 1100), 5)
-    assert whole.shape == (384, 512, 3)
-    views = pristine_views(photograph(tmp_path / "large.png", 2100), 3)
-    assert len(views) == 3
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_views_have_one_size_and_are_reduced(tmp_path: Path):
+    assert pristine_views(photograph(tmp_path / "small.png", 682), 5, random()) == []
+    for width, count in ((684, 1), (1100, 1), (1400, 4), (2100, 5)):
+        views = pristine_views(photograph(tmp_path / f"{width}.png", width), 5, random())
+        assert [view.shape for view in views] == [(384, 512, 3)] * count
     assert not np.array_equal(views[0], views[1])
 
 
 def test_upright_pictures_are_turned(tmp_path: Path):
     Image.fromarray(data.astronaut()).resize((1100, 1600)).save(tmp_path / "tall.png")
-    [view] = pristine_views(tmp_path / "tall.png", 1)
+    [view] = pristine_views(tmp_path / "tall.png", 1, random())
     assert view.shape == (384, 512, 3)
 
 
@@ -96,27 +98,30 @@ def test_a_folder_of_photographs(tmp_path: Path):
     photos = [photograph(tmp_path / name, 700) for name in ("b.png", "a.jpg")]
     (tmp_path / "alias.png").symlink_to(photos[0])
     (tmp_path / "readme.txt").write_text("no picture")
-    assert find_photographs(tmp_path) == sorted(photos)
+    assert find_photographs(tmp_path) == {photos[1]: "a", photos[0]: "b"}
 
 
 def test_a_list_of_photographs(tmp_path: Path):
     theme = tmp_path / "root" / "Autumn" / "contents" / "images"
     theme.mkdir(parents=True)
     photos = [photograph(theme / "700x525.png", 700), photograph(tmp_path / "root" / "my photo.png", 700)]
-    table = tmp_path / "list.txt"
-    table.write_text("# package path\ntheme Autumn/contents/images/700x525.png\nother my photo.png\n")
-    assert read_list(table, tmp_path / "root") == photos
+    table = tmp_path / "list.csv"
+    table.write_text("package,path,scene\ntheme,Autumn/contents/images/700x525.png,park\nother,my photo.png,\n")
+    assert read_list(table, tmp_path / "root") == {photos[0]: "park", photos[1]: "my_photo"}
     assert [source_of(path) for path in photos] == ["Autumn", "my_photo"]
-    table.write_text("theme none.png\n")
-    with pytest.raises(ValueError, match=r"line 1: the root has no 'none.png'; unpack the package theme"):
+    table.write_text("package,path\ntheme,none.png\n")
+    with pytest.raises(ValueError, match=r"line 2: the root has no 'none.png'; unpack the package theme"):
+        read_list(table, tmp_path / "root")
+    table.write_text("path\nnone.png\n")
+    with pytest.raises(ValueError, match="lacks the column 'package'"):
         read_list(table, tmp_path / "root")
 
 
 def test_the_committed_list_names_every_photograph_once():
-    table = Path(module.__file__).with_name("photographs.txt")
-    lines = [line.split(" ", 1) for line in table.read_text().splitlines() if not line.startswith("#")]
-    assert len(lines) > 80
-    assert len({source_of(Path(name)) for _, name in lines}) == len(lines)
+    with Path(module.__file__).with_name("photographs.csv").open() as stream:
+        names = [row["path"] for row in csv.DictReader(stream)]
+    assert len(names) > 80
+    assert len({source_of(Path(name)) for name in names}) == len(names)
 
 
 @pytest.fixture
@@ -129,7 +134,7 @@ def few_distortions(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("few_distortions")
 def test_a_whole_set(tmp_path: Path):
     photographs = [photograph(tmp_path / f"photo{index}.png", 1100, index) for index in range(4)]
-    synthesise(photographs, tmp_path / "set", views=1, share=1.0)
+    synthesise({path: path.stem for path in photographs}, tmp_path / "set", views=1, share=1.0)
     records = load_folder(tmp_path / "set")
     assert {record.split for record in records} == {"train", "validation", "test"}
     for record in records:
@@ -144,7 +149,7 @@ def test_a_whole_set(tmp_path: Path):
 
 @pytest.mark.usefixtures("few_distortions")
 def test_the_same_seed_makes_the_same_set_and_every_picture_has_its_own_noise(tmp_path: Path):
-    photographs = [photograph(tmp_path / f"photo{name}.png", 800) for name in "abc"]  # one picture, three names
+    photographs = {photograph(tmp_path / f"photo{name}.png", 800): name for name in "abc"}  # one picture, three names
     first = synthesise(photographs, tmp_path / "a", views=1, share=1.0)
     assert first == synthesise(photographs, tmp_path / "b", views=1, share=1.0)
     noisy = [item.file for item in first if item.kind == "white-noise" and item.strength == 5]
@@ -155,11 +160,11 @@ def test_the_same_seed_makes_the_same_set_and_every_picture_has_its_own_noise(tm
 
 def test_two_photographs_of_one_name_are_refused(tmp_path: Path):
     (tmp_path / "other").mkdir()
-    photographs = [photograph(tmp_path / "a.png", 700), photograph(tmp_path / "other" / "a.png", 700, 1)]
+    photographs = {photograph(tmp_path / name, 700): name for name in ("a.png", "other/a.png")}
     with pytest.raises(ValueError, match="same name"):
         synthesise(photographs, tmp_path / "set")
 
 
 def test_nothing_usable_is_told(tmp_path: Path):
-    with pytest.raises(ValueError, match="at least 640 pixels"):
-        synthesise([photograph(tmp_path / "small.png", 600)], tmp_path / "set")
+    with pytest.raises(ValueError, match="at least 683 pixels"):
+        synthesise({photograph(tmp_path / "small.png", 600): "small"}, tmp_path / "set")
