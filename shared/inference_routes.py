@@ -215,20 +215,23 @@ def inference_router(host: ModelHost, settings: ServiceSettings) -> APIRouter:
         }
     }
     router.add_api_route("", metadata, methods=["GET"])
-    router.add_api_route("/health/live", live, methods=["GET"])
-    router.add_api_route("/health/ready", ready, methods=["GET"])
+    router.add_api_route("/health/live", live, methods=["GET"], response_class=Response)
+    router.add_api_route("/health/ready", ready, methods=["GET"], response_class=Response)
     router.add_api_route("/models/stats", statistics, methods=["GET"])
     router.add_api_route("/repository/index", index, methods=["POST"])
     for prefix in ("/models/{model}", "/models/{model}/versions/{version}"):
-        router.add_api_route(prefix, model_metadata, methods=["GET"], openapi_extra=_path_parameters(prefix))
-        router.add_api_route(f"{prefix}/ready", model_ready, methods=["GET"], openapi_extra=_path_parameters(prefix))
-        router.add_api_route(f"{prefix}/stats", statistics, methods=["GET"], openapi_extra=_path_parameters(prefix))
+        named = _path_parameters(prefix)
+        router.add_api_route(prefix, model_metadata, methods=["GET"], openapi_extra=named)
+        router.add_api_route(
+            f"{prefix}/ready", model_ready, methods=["GET"], response_class=Response, openapi_extra=named
+        )
+        router.add_api_route(f"{prefix}/stats", statistics, methods=["GET"], openapi_extra=named)
         router.add_api_route(
             f"{prefix}/infer",
             infer,
             methods=["POST"],
             response_model=V2InferResponse,
-            openapi_extra={**_path_parameters(prefix), **infer_extra},
+            openapi_extra={**named, **infer_extra},
         )
     for verb, endpoint in (("load", load), ("unload", unload)):
         path = f"/repository/models/{{model}}/{verb}"
