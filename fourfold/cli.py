@@ -19,11 +19,12 @@ app.add_typer(cli_keys.app, name="keys", help="API keys: show, list, create, rev
 @app.command()
 def up(
     port: Annotated[int, typer.Option(help="Where the gateway listens, on 127.0.0.1.")] = location.DEFAULT_PORT,
+    processes: Annotated[int, typer.Option(help="Processes of each service.", min=1, max=64)] = 1,
 ) -> None:
     """Start everything on this machine; Ctrl-C stops it."""
     from fourfold.up import run
 
-    raise typer.Exit(run(location.home(), port))
+    raise typer.Exit(run(location.home(), port, processes))
 
 
 @app.command()

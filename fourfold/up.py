@@ -78,7 +78,7 @@ class Child:
             self.process.wait()
 
 
-def run(home: Path, port: int) -> int:
+def run(home: Path, port: int, processes: int = 1) -> int:
     """Start everything below `home`, serve until a signal, and return the exit status."""
     try:
         lock = _prepare(home, port)
@@ -95,7 +95,7 @@ def run(home: Path, port: int) -> int:
     children: list[Child] = []
     status = 0
     try:
-        for child in _children(home, port):
+        for child in _children(home, port, processes):
             children.append(child)
             child.start()
             _say(f"{child.name:<10} ready in {child.wait_until_ready():.1f} s")
@@ -148,7 +148,7 @@ def _prepare(home: Path, port: int) -> TextIO:
     return lock
 
 
-def _children(home: Path, port: int) -> list[Child]:
+def _children(home: Path, port: int, processes: int) -> list[Child]:
     sockets = _socket_folder(home)
     environment = {**os.environ, "FOURFOLD_HOME": str(home), "PYTHONUNBUFFERED": "1"}
     environment.setdefault("OMP_NUM_THREADS", "1")
@@ -167,7 +167,14 @@ def _children(home: Path, port: int) -> list[Child]:
     for name in SERVICES:
         path = sockets / f"{name}.sock"
         command = [*_uvicorn(f"services.{name}.api:create_app"), "--uds", str(path)]
-        children.append(Child(name, command, environment, home / "logs" / f"{name}.log", _readiness(path)))
+        own = environment
+        if processes > 1:
+            metrics = home / "run" / "metrics" / name
+            shutil.rmtree(metrics, ignore_errors=True)  # counts of processes that are gone
+            metrics.mkdir(parents=True)
+            command += ["--workers", str(processes)]
+            own = {**environment, "FOURFOLD_PROCESSES": str(processes), "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
+        children.append(Child(name, command, own, home / "logs" / f"{name}.log", _readiness(path)))
     command = [*_uvicorn("gateway.app:create_app"), "--host", "127.0.0.1", "--port", str(port)]
     children.append(Child("gateway", command, environment, home / "logs" / "gateway.log", _readiness(port)))
     return children

@@ -23,10 +23,12 @@ from gateway.openapi import MergedDocument
 from gateway.proxy import Proxy, Upstreams
 from gateway.routes import SERVICES
 from gateway.settings import GatewaySettings
+from shared.about import VERSION
 from shared.database import connect, upgrade
 from shared.problems import NotReady, install_problem_handlers, problem_responses
 from shared.settings import load_settings
 from shared.telemetry import Telemetry, configure_logging, metrics_text
+from shared.tracing import tracing
 
 WRITE_BACK_SECONDS = 5.0
 
@@ -61,13 +63,14 @@ def create_app(settings: GatewaySettings | None = None, store: KeyStore | None =
 
     app = FastAPI(
         title="Fourfold",
-        version="0.1.0",
+        version=VERSION,
         description="Train, audit, serve and roll back models, behind one gateway.",
         lifespan=lifespan,
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
         middleware=[
+            *tracing(settings, "gateway"),
             Middleware(Telemetry, service="gateway", access_log=settings.access_log),
             Middleware(Proxy, upstreams=upstreams, auth=auth, limits=limits, settings=settings),
         ],

@@ -12,9 +12,9 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from shared import protocol
+from shared import about, protocol
 from shared.bodies import decompress, read_body
-from shared.problems import InputError, NotFound, NotReady
+from shared.problems import InputError, NotFound, NotReady, NotSupported
 from shared.sessions import GraphTensor, LoadedModel, ModelHost
 from shared.settings import ServiceSettings
 from shared.telemetry import remaining_seconds
@@ -110,7 +110,7 @@ def inference_router(host: ModelHost, settings: ServiceSettings) -> APIRouter:
 
     async def metadata(request: Request) -> Response:
         """The server and its extensions."""
-        return _json({"name": "fourfold", "version": "0.1.0", "extensions": protocol.EXTENSIONS})
+        return _json({"name": about.NAME, "version": about.VERSION, "extensions": about.EXTENSIONS})
 
     async def live(request: Request) -> Response:
         """The process answers."""
@@ -201,6 +201,8 @@ def inference_router(host: ModelHost, settings: ServiceSettings) -> APIRouter:
     async def unload(request: Request) -> Response:
         """Stop serving the model and free its memory; requests under way finish."""
         check(request)
+        if settings.processes > 1:
+            raise NotSupported(f"The service runs in {settings.processes} processes; this would reach one of them.")
         await read_body(request, 1 << 16)
         await host.unload()
         return _json({})

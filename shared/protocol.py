@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from shared.problems import InputError
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-EXTENSIONS = ["binary_tensor_data", "model_repository", "statistics"]
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),

@@ -9,14 +9,17 @@ from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request
 from pydantic import BaseModel
+from starlette.middleware import Middleware
 from starlette.responses import Response
 
+from shared.about import VERSION
 from shared.inference_routes import inference_router
 from shared.problems import NotReady, install_problem_handlers, problem_responses
 from shared.repository import Bundle, ModelRepository
 from shared.sessions import ModelHost, Predictor
 from shared.settings import ServiceSettings, load_settings
 from shared.telemetry import Telemetry, configure_logging, metrics_text
+from shared.tracing import tracing
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,15 @@ def create_service(domain: Domain, settings: ServiceSettings | None = None) -> F
     app = FastAPI(
         title=domain.title,
         description=domain.description,
-        version="0.1.0",
+        version=VERSION,
         lifespan=lifespan,
+        middleware=[
+            *tracing(settings, domain.name),
+            Middleware(Telemetry, service=domain.name, access_log=settings.access_log),
+        ],
     )
     app.state.host = host
     app.state.settings = settings
-    app.add_middleware(Telemetry, service=domain.name, access_log=settings.access_log)
     install_problem_handlers(app)
     app.include_router(_operations(host))
     app.include_router(domain.router)

@@ -23,6 +23,10 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(default=None, description="Redis or Valkey; `fourfold up` starts one if unset.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
+    otlp_endpoint: str | None = Field(
+        default=None, description="Collector for OpenTelemetry spans, such as http://localhost:4318; off if unset."
+    )
+    trace_share: float = Field(default=0.01, ge=0, le=1, description="Part of the requests that is traced.")
     access_log: Literal["all", "problems", "off"] = Field(default="problems", description="Which requests are logged.")
 
     @property
@@ -46,6 +50,7 @@ class ServiceSettings(Settings):
     )
     max_body_bytes: int = Field(default=64 << 20, ge=1024, description="Largest request body.")
     device: Literal["cpu", "cuda"] = "cpu"
+    processes: int = Field(default=1, ge=1, le=256, description="How many of this service share its address.")
     precision: Literal["int8", "fp32"] = Field(default="fp32", description="Which of a bundle's graphs to serve.")
     alias_poll_seconds: float = Field(default=0.5, gt=0, le=60, description="How often promotion is looked for.")
 

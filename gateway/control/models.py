@@ -12,9 +12,9 @@ from starlette.responses import Response
 from gateway.control.access import BEARER, needs
 from gateway.proxy import Upstreams
 from gateway.routes import SERVICES
+from shared import about
 from shared.bodies import read_body
 from shared.problems import FourfoldError, InputError, NotFound, NotReady, UpstreamUnavailable
-from shared.protocol import EXTENSIONS
 
 router = APIRouter(prefix="/v2", tags=["inference"])
 guarded = APIRouter(prefix="/v2", tags=["inference"], dependencies=[Security(BEARER), Depends(needs("predict"))])
@@ -71,7 +71,7 @@ async def ready(upstreams: Services) -> Response:
 @guarded.get("")
 async def metadata() -> dict[str, Any]:
     """The server and its extensions."""
-    return {"name": "fourfold", "version": "0.1.0", "extensions": EXTENSIONS}
+    return {"name": about.NAME, "version": about.VERSION, "extensions": about.EXTENSIONS}
 
 
 @guarded.get("/models/stats")

@@ -29,13 +29,13 @@ def free_port():
 
 
 class Up:
-    def __init__(self, home):
+    def __init__(self, home, *options):
         self.home = home
         self.port = free_port()
         self.environment = {**os.environ, "FOURFOLD_HOME": str(home)}
         self.log = home.with_suffix(".log")
         with self.log.open("w") as stream:
-            command = [COMMAND, "up", "--port", str(self.port)]
+            command = [COMMAND, "up", "--port", str(self.port), *options]
             self.process = subprocess.Popen(command, env=self.environment, stdout=stream, stderr=stream)
         self.until(lambda: "Ctrl-C stops" in self.text, 90)
 
@@ -207,9 +207,18 @@ def test_a_killed_service_comes_back(up, photos):
     up.until(answers, 30)
 
 
-def test_ctrl_c_stops_everything(tmp_path):
-    up = Up(tmp_path / "home")
+def test_several_processes_share_a_service_and_ctrl_c_stops_everything(tmp_path, photos):
+    up = Up(tmp_path / "home", "--processes", "2")
+    for _ in range(8):
+        assert up.run("score", str(photos / "sharp.jpg")).returncode == 0
+    with Client(up.url, up.key) as client:
+        [row] = client.request("GET", "/v2/models/stats")["model_stats"]
+        assert row["name"] == "iqa"
+        with pytest.raises(ApiError, match="runs in 2 processes"):
+            client.request("POST", "/v2/repository/models/iqa/unload")
     family = psutil.Process(up.process.pid).children(recursive=True)
     assert len(family) >= 3
     assert up.stop() == 0
-    assert not [child for child in family if child.is_running()]
+    # Orphans that have ended stay zombies where nobody reaps them.
+    left = [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert not left

@@ -171,5 +171,7 @@ def test_the_fast_jpeg_path_keeps_the_score():
         body = encoded(photo(3000, 2250), "JPEG", quality=quality)
         fast, slow = (decode(body, fast=way).pixels for way in (True, False))
         assert fast.shape == slow.shape
-        scores = [answer.score for answer in predictor.predict([fast, slow])]
-        assert abs(scores[0] - scores[1]) < 1
+        first, second = predictor.predict([fast, slow])
+        assert isinstance(first, predict.Quality)
+        assert isinstance(second, predict.Quality)
+        assert abs(first.score - second.score) < 1
