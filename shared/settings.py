@@ -51,7 +51,7 @@ class ServiceSettings(Settings):
     max_body_bytes: int = Field(default=64 << 20, ge=1024, description="Largest request body.")
     device: Literal["cpu", "cuda"] = "cpu"
     processes: int = Field(default=1, ge=1, le=256, description="How many of this service share its address.")
-    precision: Literal["int8", "fp32"] = Field(default="fp32", description="Which of a bundle's graphs to serve.")
+    precision: Literal["int8", "fp32"] = Field(default="int8", description="Which of a bundle's graphs to serve.")
     alias_poll_seconds: float = Field(default=0.5, gt=0, le=60, description="How often promotion is looked for.")
 
 
