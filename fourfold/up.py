@@ -133,6 +133,15 @@ def _prepare(home: Path, port: int) -> TextIO:
     except OSError as error:
         raise CannotStart(f"the folder {home} cannot be used ({error.strerror}); set FOURFOLD_HOME") from None
     try:
+        _check(home, port, lock)
+    except CannotStart:
+        lock.close()
+        raise
+    return lock
+
+
+def _check(home: Path, port: int, lock: TextIO) -> None:
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise CannotStart(f"it is already running for {home}; stop it first, or set FOURFOLD_HOME") from None
@@ -145,7 +154,6 @@ def _prepare(home: Path, port: int) -> TextIO:
             probe.bind(("127.0.0.1", port))
         except OSError:
             raise CannotStart(f"port {port} is taken; choose another with `fourfold up --port`") from None
-    return lock
 
 
 def _children(home: Path, port: int, processes: int) -> list[Child]:
