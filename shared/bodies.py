@@ -1,15 +1,16 @@
-"""Reads a request's body under a limit, into one buffer, without a copy for each chunk."""
+"""Reads a request's body under a limit, into one growing buffer."""
 
 from __future__ import annotations
 
 import zlib
+from io import BytesIO
 
 from starlette.requests import ClientDisconnect, Request
 
 from shared.problems import InputError, PayloadTooLarge
 
 
-async def read_body(request: Request, limit: int) -> bytes | bytearray:
+async def read_body(request: Request, limit: int) -> bytes:
     """The whole body; raises PayloadTooLarge as soon as it is known to exceed `limit` bytes."""
     declared = request.headers.get("content-length")
     size = int(declared) if declared is not None and declared.isdigit() else None
@@ -18,19 +19,17 @@ async def read_body(request: Request, limit: int) -> bytes | bytearray:
     first = await request.receive()
     if first["type"] == "http.request" and not first.get("more_body", False):
         return first.get("body", b"")
-    body = bytearray(size or 0)
-    end = 0
+    body = BytesIO()
     message = first
     while True:
         if message["type"] == "http.disconnect":
             raise ClientDisconnect()
         chunk = message.get("body", b"")
-        if end + len(chunk) > limit:
+        if body.tell() + len(chunk) > limit:
             raise PayloadTooLarge(f"The body has more than the {limit} bytes that are taken.")
-        body[end : end + len(chunk)] = chunk
-        end += len(chunk)
+        body.write(chunk)
         if not message.get("more_body", False):
-            return body
+            return body.getvalue()
         message = await request.receive()
 
 
