@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +29,12 @@ FEW = settings(
 )
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def wait_until_ready(url, process):
     for _ in range(600):
         try:
@@ -43,7 +50,7 @@ def wait_until_ready(url, process):
 def addresses(tmp_path_factory):
     """URLs of a real service and of a real gateway before it, and the gateway's key."""
     home = tmp_path_factory.mktemp("home")
-    ports = {"services.iqa.api": 18731, "gateway.app": 18732}
+    ports = {"services.iqa.api": free_port(), "gateway.app": free_port()}
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     environment = {
         **os.environ,
