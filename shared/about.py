@@ -1,6 +1,9 @@
-"""What the product is called and which release it is."""
+"""Which release this is, and how its servers introduce themselves."""
 
-NAME = "fourfold"
 VERSION = "0.1.0"
-# Extensions of the Open Inference Protocol v2 that every server here speaks.
-EXTENSIONS = ("binary_tensor_data", "model_repository", "statistics")
+# The answer of the Open Inference Protocol v2 to "which server is this".
+V2_SERVER = {
+    "name": "fourfold",
+    "version": VERSION,
+    "extensions": ["binary_tensor_data", "model_repository", "statistics"],
+}

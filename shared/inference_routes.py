@@ -12,7 +12,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from shared import about, protocol
+from shared import protocol
+from shared.about import V2_SERVER
 from shared.bodies import decompress, read_body
 from shared.problems import InputError, NotFound, NotReady, NotSupported
 from shared.sessions import GraphTensor, LoadedModel, ModelHost
@@ -110,7 +111,7 @@ def inference_router(host: ModelHost, settings: ServiceSettings) -> APIRouter:
 
     async def metadata(request: Request) -> Response:
         """The server and its extensions."""
-        return _json({"name": about.NAME, "version": about.VERSION, "extensions": about.EXTENSIONS})
+        return _json(V2_SERVER)
 
     async def live(request: Request) -> Response:
         """The process answers."""

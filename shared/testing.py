@@ -5,6 +5,7 @@ Needs the `dev` extra (onnx, httpx); nothing that serves imports this module.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,13 @@ from shared.repository import Bundle, TensorSpec, write_manifest
 from shared.service import Domain
 from shared.sessions import OnnxSession
 from shared.settings import ServiceSettings
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def toy_bundle(folder: Path, *, name: str = "toy", factor: float = 2.0, padding: int = 0) -> Path:

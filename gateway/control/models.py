@@ -12,7 +12,7 @@ from starlette.responses import Response
 from gateway.control.access import BEARER, needs
 from gateway.proxy import Upstreams
 from gateway.routes import SERVICES
-from shared import about
+from shared.about import V2_SERVER
 from shared.bodies import read_body
 from shared.problems import FourfoldError, InputError, NotFound, NotReady, UpstreamUnavailable
 
@@ -71,7 +71,7 @@ async def ready(upstreams: Services) -> Response:
 @guarded.get("")
 async def metadata() -> dict[str, Any]:
     """The server and its extensions."""
-    return {"name": about.NAME, "version": about.VERSION, "extensions": about.EXTENSIONS}
+    return V2_SERVER
 
 
 @guarded.get("/models/stats")

@@ -4,10 +4,10 @@
 
 `--photos` is a folder of photographs, or a list such as `photographs.csv` here (package, path, scene) whose paths lie
 below `--root`, where the packages are unpacked. Photographs of one scene are never divided between the splits; without
-a scene, each is its own. Written are `images/*.png` and `scores.csv` (file, source,
-kind, strength, score, split and the four metrics). The score is the mean rank of four full-reference metrics over the
-whole set, mapped to 0–100 (100 is best, the pristine images). It is a proxy: nobody has looked at these pictures, and
-it is never to be called an opinion score.
+a scene, each is its own. Written are `images/*.png` and `scores.csv` (file, source, kind, strength, score, split and
+the four metrics). The score is the mean rank of four full-reference metrics over the whole set, mapped to 0–100 (100 is
+best, the pristine images). It is a proxy: nobody has looked at these pictures, and it is never to be called an opinion
+score.
 """
 
 from __future__ import annotations

@@ -194,6 +194,11 @@ def _check_owner(job: Job, attempt: int) -> None:
         raise LeaseLost(f"The job is {job.state} at attempt {job.attempt}; this is attempt {attempt}.")
 
 
+def _check_same_request(earlier: str, fingerprint: str) -> None:
+    if earlier != fingerprint:
+        raise IdempotencyConflict("The key came with another request before.") from None
+
+
 def _ended(job: Job, state: JobState) -> Job:
     check_transition(job.state, state)
     return replace(job, state=state, lease_until=None, finished_at=time.time())
@@ -216,8 +221,7 @@ class MemoryJobStore:
         with self._lock:
             if idempotency_key is not None:
                 earlier = self._keys.setdefault((job.created_by, idempotency_key), (job.id, fingerprint))
-                if earlier[1] != fingerprint:
-                    raise IdempotencyConflict("The key came with another request before.")
+                _check_same_request(earlier[1], fingerprint)
                 if earlier[0] != job.id:
                     return self._jobs[earlier[0]], False
             self._jobs[job.id] = job
@@ -293,11 +297,17 @@ class JobRow(Base):
 
     def take(self, job: Job) -> None:
         for name in _COLUMNS:
-            if getattr(self, name) != getattr(job, name):
-                setattr(self, name, getattr(job, name))
+            setattr(self, name, getattr(job, name))
 
 
 _COLUMNS = tuple(item.name for item in fields(Job))
+
+
+def _row(session: Session, job_id: str) -> JobRow:
+    row = session.get(JobRow, job_id)
+    if row is None:
+        raise NotFound(f"There is no job {job_id!r}.")
+    return row
 
 
 class SqlJobStore:
@@ -319,16 +329,12 @@ class SqlJobStore:
                 earlier = session.scalar(asked)
                 if earlier is None:
                     raise
-                if earlier.fingerprint != fingerprint:
-                    raise IdempotencyConflict("The key came with another request before.") from None
+                _check_same_request(earlier.fingerprint, fingerprint)
                 return earlier.as_job(), False
 
     def get(self, job_id: str) -> Job:
         with Session(self._engine) as session:
-            row = session.get(JobRow, job_id)
-            if row is None:
-                raise NotFound(f"There is no job {job_id!r}.")
-            return row.as_job()
+            return _row(session, job_id).as_job()
 
     def page(
         self, *, before: str | None = None, limit: int = 50, state: JobState | None = None, domain: str | None = None
@@ -347,9 +353,7 @@ class SqlJobStore:
         while True:
             try:
                 with Session(self._engine) as session, session.begin():
-                    row = session.get(JobRow, job_id)
-                    if row is None:
-                        raise NotFound(f"There is no job {job_id!r}.")
+                    row = _row(session, job_id)
                     changed = change(row.as_job())
                     row.take(changed)
                 return changed

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -18,14 +17,9 @@ from PIL import Image, ImageFilter
 from sklearn.datasets import load_sample_images
 
 from fourfold import ApiError, Client
+from shared.testing import free_port
 
 COMMAND = str(Path(sys.executable).with_name("fourfold"))
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Up:

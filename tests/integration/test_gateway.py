@@ -16,6 +16,8 @@ import psutil
 import pytest
 from yarl import URL
 
+from shared.testing import free_port
+
 UPSTREAM = """
 import asyncio
 from starlette.applications import Starlette
@@ -65,12 +67,6 @@ routes = [Route("/v1/iqa/" + f.__name__, f, methods=["GET", "POST"]) for f in
           (echo, slow, watched, counts, drip, broken, problem)]
 app = Starlette(routes=[*routes, Route("/readyz", ready)])
 """
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Stack:

@@ -3,16 +3,8 @@
 import shutil
 import socket
 
-import pytest
-
 from fourfold import up
-
-
-@pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from shared.testing import free_port
 
 
 def refused(capsys, home, port):
@@ -21,10 +13,10 @@ def refused(capsys, home, port):
     return line
 
 
-def test_a_full_disk(capsys, monkeypatch, tmp_path, free_port):
+def test_a_full_disk(capsys, monkeypatch, tmp_path):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5 << 20))
-    assert "has 5 MB left; at least 200 are needed" in refused(capsys, tmp_path, free_port)
+    assert "has 5 MB left; at least 200 are needed" in refused(capsys, tmp_path, free_port())
 
 
 def test_a_taken_port(capsys, tmp_path):
@@ -35,24 +27,24 @@ def test_a_taken_port(capsys, tmp_path):
         assert f"port {port} is taken; choose another" in refused(capsys, tmp_path, port)
 
 
-def test_a_home_that_is_no_folder(capsys, tmp_path, free_port):
+def test_a_home_that_is_no_folder(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert "cannot be used (Not a directory); set FOURFOLD_HOME" in refused(
-        capsys, tmp_path / "file" / "home", free_port
+        capsys, tmp_path / "file" / "home", free_port()
     )
 
 
-def test_a_second_start_for_the_same_home(capsys, tmp_path, free_port):
-    lock = up._prepare(tmp_path, free_port)
-    assert "it is already running for" in refused(capsys, tmp_path, free_port)
+def test_a_second_start_for_the_same_home(capsys, tmp_path):
+    lock = up._prepare(tmp_path, free_port())
+    assert "it is already running for" in refused(capsys, tmp_path, free_port())
     lock.close()
 
 
-def test_a_child_that_ends_at_once_is_told_with_the_end_of_its_log(capsys, monkeypatch, tmp_path, free_port):
+def test_a_child_that_ends_at_once_is_told_with_the_end_of_its_log(capsys, monkeypatch, tmp_path):
     def children(home, port, processes):
         command = ["sh", "-c", "echo starting; echo FOURFOLD_DEVICE is wrong; exit 3"]
         return [up.Child("iqa", command, {}, tmp_path / "iqa.log", lambda: False)]
 
     monkeypatch.setattr(up, "_children", children)
-    line = refused(capsys, tmp_path, free_port)
+    line = refused(capsys, tmp_path, free_port())
     assert line.startswith("fourfold: iqa ended at once: FOURFOLD_DEVICE is wrong (whole log: ")

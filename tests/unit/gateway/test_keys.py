@@ -7,21 +7,12 @@ import pytest
 
 from gateway.app import ensure_first_key
 from gateway.keys import MemoryKeyStore, SqlKeyStore, digest_of, new_key
-from shared.database import connect, upgrade
 from shared.problems import InputError, NotFound
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-def store(request, tmp_path):
-    if request.param == "memory":
-        yield MemoryKeyStore()
-        return
-    url = f"sqlite:///{tmp_path / 'keys.db'}"
-    upgrade(url)
-    upgrade(url)  # a second start changes nothing
-    engine = connect(url)
-    yield SqlKeyStore(engine)
-    engine.dispose()
+def store(request):
+    return MemoryKeyStore() if request.param == "memory" else SqlKeyStore(request.getfixturevalue("engine"))
 
 
 def test_a_key_is_found_by_the_digest_of_its_secret(store):

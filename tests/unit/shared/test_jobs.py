@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from shared.database import connect, upgrade
 from shared.jobs import store as jobs
 from shared.jobs.model import (
     ENDED,
@@ -25,15 +24,8 @@ from shared.problems import NotFound
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-def store(request, tmp_path):
-    if request.param == "memory":
-        yield MemoryJobStore()
-        return
-    url = f"sqlite:///{tmp_path / 'jobs.db'}"
-    upgrade(url)
-    engine = connect(url)
-    yield SqlJobStore(engine)
-    engine.dispose()
+def store(request):
+    return MemoryJobStore() if request.param == "memory" else SqlJobStore(request.getfixturevalue("engine"))
 
 
 def new(**values):
