@@ -20,7 +20,7 @@ $(BIN)/uv:
 	$(BIN)/pip install --quiet --disable-pip-version-check uv -c constraints.txt
 
 $(STAMP)serve: $(BIN)/uv pyproject.toml constraints.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[gateway,service]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[gateway,service,worker]'
 	@touch $@
 
 $(STAMP)dev: $(BIN)/uv pyproject.toml constraints.txt

@@ -29,7 +29,8 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from services.iqa.features import ImageTooLarge, decode
-from shared.repository import ModelRepository, TensorSpec, write_manifest
+from shared.bundles import TensorSpec, write_manifest
+from shared.repository import ModelRepository
 from shared.testing import toy_bundle
 
 CONNECTIONS = 32

@@ -32,7 +32,7 @@ def listing() -> None:
         for key in client.list_keys():
             expired = key["expires_at"] is not None and key["expires_at"] < now
             state = "revoked" if key["revoked_at"] else "expired" if expired else "valid"
-            times = [_when(key["created_at"]), _when(key["last_used_at"])]
+            times = [when(key["created_at"]), when(key["last_used_at"])]
             table.add_row(key["id"], key["name"], " ".join(key["scopes"]), *times, state)
     Console().print(table)
 
@@ -59,5 +59,6 @@ def revoke(key_id: str) -> None:
         print(f"revoked {client.revoke_key(key_id)['name']}")
 
 
-def _when(seconds: float | None) -> str:
+def when(seconds: float | None) -> str:
+    """Local time to the minute of a time in seconds since 1970; `never` for None."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else "never"

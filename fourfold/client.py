@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import mimetypes
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import orjson
@@ -19,6 +21,7 @@ from fourfold.errors import ApiError, ConnectionFailed
 T = TypeVar("T")
 Image = str | Path | bytes
 MapForm = Literal["array", "overlay"]
+RECONNECTS = 60
 
 
 class AsyncClient:
@@ -46,22 +49,34 @@ class AsyncClient:
             self._session = None
 
     async def request(
-        self, method: str, path: str, *, data: Any = None, json: Any = None, headers: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        data: Any = None,
+        json: Any = None,
+        headers: dict[str, str] | None = None,
+        raw: bool = False,
     ) -> Any:
-        """One call of the API; the decoded JSON answer, or None for an empty one."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=self._timeout)
+        """One call of the API; the decoded JSON answer, or None for an empty one. `raw`: the answer's bytes."""
         sent = {"Authorization": f"Bearer {self._key}", **(headers or {})}
         if json is not None:
             data, sent["Content-Type"] = orjson.dumps(json), "application/json"
         try:
-            async with self._session.request(method, self.url + path, data=data, headers=sent) as answer:
+            async with self._opened().request(method, self.url + path, data=data, headers=sent) as answer:
                 body = await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ConnectionFailed(f"{self.url} is not answering ({error or type(error).__name__}).") from None
         if answer.status >= 400:
             raise ApiError.from_answer(answer.status, body)
+        if raw:
+            return body
         return orjson.loads(body) if body else None
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=self._timeout)
+        return self._session
 
     async def score(self, image: Image, *, map: MapForm | None = None) -> dict[str, Any]:
         """Quality of one image (a path, or the file's bytes): the members of `ImageScore` in the API's document."""
@@ -100,6 +115,153 @@ class AsyncClient:
 
     async def revoke_key(self, key_id: str) -> dict[str, Any]:
         return await self.request("DELETE", f"/v1/keys/{key_id}")
+
+    # -- data sets
+
+    async def add_dataset(
+        self, path: str | Path, kind: str, name: str, *, on_progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, Any]:
+        """Upload a folder (each file that the gateway lacks) or an archive; the data set, perhaps not yet validated."""
+        path = Path(path)
+        if path.is_file():
+            with path.open("rb") as stream:  # noqa: ASYNC230 - as below
+                query = f"?kind={quote(kind)}&name={quote(name)}"
+                headers = {"Content-Type": "application/octet-stream"}
+                return await self.request("POST", f"/v1/datasets{query}", data=stream, headers=headers)
+        found = await asyncio.to_thread(_files_below, path)
+        listing = {"kind": kind, "name": name, "files": [entry for _, entry in found]}
+        try:
+            return await self.request("POST", "/v1/datasets/listings", json=listing)
+        except ApiError as error:
+            if "missing" not in error.extra:
+                raise
+            missing = set(error.extra["missing"])
+        places = {entry["sha256"]: place for place, entry in found if entry["sha256"] in missing}
+        for number, (sha256, place) in enumerate(sorted(places.items()), start=1):
+            with place.open("rb") as stream:
+                await self.request("PUT", f"/v1/datasets/files/{sha256}", data=stream)
+            if on_progress is not None:
+                on_progress(number, len(places))
+        return await self.request("POST", "/v1/datasets/listings", json=listing)
+
+    async def dataset(self, reference: str) -> dict[str, Any]:
+        """By name, digest, or the digest's first digits."""
+        return await self.request("GET", f"/v1/datasets/{quote(reference, safe='')}")
+
+    async def datasets(self) -> list[dict[str, Any]]:
+        """The newest fifty."""
+        return (await self.request("GET", "/v1/datasets"))["datasets"]
+
+    async def remove_dataset(self, digest: str) -> None:
+        await self.request("DELETE", f"/v1/datasets/{quote(digest, safe='')}")
+
+    # -- jobs
+
+    async def train(
+        self, domain: str, dataset: str, config: dict[str, Any] | None = None, *, idempotency_key: str | None = None
+    ) -> dict[str, Any]:
+        """Submit a training; its `id` and `links`."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
+        asked = {"dataset": dataset, "config": config or {}}
+        return await self.request("POST", f"/v1/{quote(domain, safe='')}/training-jobs", json=asked, headers=headers)
+
+    async def jobs(self, *, state: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
+        """The newest jobs."""
+        query = f"?limit={limit}" + (f"&state={quote(state)}" if state else "")
+        return (await self.request("GET", f"/v1/jobs{query}"))["jobs"]
+
+    async def job(self, job_id: str) -> dict[str, Any]:
+        return await self.request("GET", f"/v1/jobs/{quote(job_id, safe='')}")
+
+    async def job_points(self, job_id: str) -> list[dict[str, Any]]:
+        """The job's curves: `step`, `time` and `metrics` of each reported step."""
+        return (await self.request("GET", f"/v1/jobs/{quote(job_id, safe='')}/points"))["points"]
+
+    async def cancel_job(self, job_id: str) -> dict[str, Any]:
+        return await self.request("POST", f"/v1/jobs/{quote(job_id, safe='')}/cancel")
+
+    async def job_log(self, job_id: str, start: int = 0) -> bytes:
+        """The log from byte `start` on, up to a mebibyte."""
+        return await self.request("GET", f"/v1/jobs/{quote(job_id, safe='')}/logs?start={start}", raw=True)
+
+    async def job_events(self, job_id: str) -> AsyncIterator[dict[str, Any]]:
+        """Each event's `event` (`state` or `progress`) and `data`, until the job has ended.
+
+        A connection that breaks is made again, and goes on where it was.
+        """
+        last: str | None = None
+        failures = 0
+        while True:
+            try:
+                async for event in self._stream(f"/v1/jobs/{quote(job_id, safe='')}/events", last):
+                    failures = 0
+                    last = event.pop("id", None) or last
+                    yield event
+                    if event["event"] == "state" and event["data"]["finished_at"] is not None:
+                        return
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failures += 1
+                if failures > RECONNECTS:
+                    raise ConnectionFailed(f"{self.url} is not answering ({error or type(error).__name__}).") from None
+                await asyncio.sleep(1)
+
+    async def _stream(self, path: str, last: str | None) -> AsyncIterator[dict[str, Any]]:
+        headers = {"Authorization": f"Bearer {self._key}", **({"Last-Event-ID": last} if last else {})}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=60)
+        async with self._opened().get(self.url + path, headers=headers, timeout=timeout) as answer:
+            if answer.status >= 400:
+                raise ApiError.from_answer(answer.status, await answer.read())
+            event: dict[str, Any] = {}
+            async for line in answer.content:
+                name, _, value = line.decode().rstrip("\r\n").partition(": ")
+                if name in ("event", "id"):
+                    event[name] = value
+                elif name == "data":
+                    event["data"] = orjson.loads(value)
+                elif not name and "data" in event:
+                    yield event
+                    event = {}
+
+    # -- models
+
+    async def models(self) -> list[dict[str, Any]]:
+        return (await self.request("GET", "/v1/models"))["models"]
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """Versions, aliases and the aliases' history."""
+        return await self.request("GET", f"/v1/models/{quote(name, safe='')}")
+
+    async def model_version(self, name: str, version: int) -> dict[str, Any]:
+        """The manifest of a version."""
+        return await self.request("GET", f"/v1/models/{quote(name, safe='')}/versions/{version}")
+
+    async def set_alias(
+        self,
+        name: str,
+        alias: str,
+        version: int | None,
+        *,
+        weight: float = 1.0,
+        force: bool = False,
+        reason: str = "",
+        expected_generation: int | None = None,
+    ) -> dict[str, Any]:
+        """Promote (`champion`) or set a canary; the new alias table. See AliasRequest in the API's document."""
+        asked = {"version": version, "weight": weight, "force": force, "reason": reason}
+        asked["expected_generation"] = expected_generation
+        return await self.request("PUT", f"/v1/models/{quote(name, safe='')}/aliases/{alias}", json=asked)
+
+    async def rollback(self, name: str, *, reason: str = "") -> int:
+        """Make the champion before this one the champion again; its version. Raises ValueError if there was none."""
+        model = await self.model(name)
+        champions = [table["aliases"]["champion"]["version"] for table in model["history"] if table["aliases"]]
+        earlier = [version for version in champions if version != champions[-1]]
+        if not earlier:
+            raise ValueError(f"{name} had no other champion")
+        generation = model["aliases"]["generation"]
+        reason = reason or f"rollback from {champions[-1]}"
+        await self.set_alias(name, "champion", earlier[-1], reason=reason, expected_generation=generation)
+        return earlier[-1]
 
     async def ready(self) -> dict[str, Any]:
         """Which services are ready; raises ApiError (503) when one is not."""
@@ -158,6 +320,72 @@ class Client:
     def revoke_key(self, key_id: str) -> dict[str, Any]:
         return self._run(self._inner.revoke_key(key_id))
 
+    def add_dataset(
+        self, path: str | Path, kind: str, name: str, *, on_progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, Any]:
+        """See AsyncClient.add_dataset."""
+        return self._run(self._inner.add_dataset(path, kind, name, on_progress=on_progress))
+
+    def dataset(self, reference: str) -> dict[str, Any]:
+        """See AsyncClient.dataset."""
+        return self._run(self._inner.dataset(reference))
+
+    def datasets(self) -> list[dict[str, Any]]:
+        return self._run(self._inner.datasets())
+
+    def remove_dataset(self, digest: str) -> None:
+        self._run(self._inner.remove_dataset(digest))
+
+    def train(
+        self, domain: str, dataset: str, config: dict[str, Any] | None = None, *, idempotency_key: str | None = None
+    ) -> dict[str, Any]:
+        """See AsyncClient.train."""
+        return self._run(self._inner.train(domain, dataset, config, idempotency_key=idempotency_key))
+
+    def jobs(self, *, state: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
+        return self._run(self._inner.jobs(state=state, limit=limit))
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return self._run(self._inner.job(job_id))
+
+    def job_points(self, job_id: str) -> list[dict[str, Any]]:
+        """See AsyncClient.job_points."""
+        return self._run(self._inner.job_points(job_id))
+
+    def cancel_job(self, job_id: str) -> dict[str, Any]:
+        return self._run(self._inner.cancel_job(job_id))
+
+    def job_log(self, job_id: str, start: int = 0) -> bytes:
+        """See AsyncClient.job_log."""
+        return self._run(self._inner.job_log(job_id, start))
+
+    def job_events(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """See AsyncClient.job_events."""
+        events = self._inner.job_events(job_id)
+        while True:
+            event = self._run(_next(events))
+            if event is None:
+                return
+            yield event
+
+    def models(self) -> list[dict[str, Any]]:
+        return self._run(self._inner.models())
+
+    def model(self, name: str) -> dict[str, Any]:
+        """See AsyncClient.model."""
+        return self._run(self._inner.model(name))
+
+    def model_version(self, name: str, version: int) -> dict[str, Any]:
+        return self._run(self._inner.model_version(name, version))
+
+    def set_alias(self, name: str, alias: str, version: int | None, **options: Any) -> dict[str, Any]:
+        """See AsyncClient.set_alias."""
+        return self._run(self._inner.set_alias(name, alias, version, **options))
+
+    def rollback(self, name: str, *, reason: str = "") -> int:
+        """See AsyncClient.rollback."""
+        return self._run(self._inner.rollback(name, reason=reason))
+
     def ready(self) -> dict[str, Any]:
         return self._run(self._inner.ready())
 
@@ -167,3 +395,20 @@ def _read(image: Image) -> tuple[bytes, str]:
         return image, "application/octet-stream"
     guessed = mimetypes.guess_type(str(image))[0] or ""
     return Path(image).read_bytes(), guessed if guessed.startswith("image/") else "application/octet-stream"
+
+
+def _files_below(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """(place, listing entry) of every file below `folder`; hidden files and links are left out."""
+    found: list[tuple[Path, dict[str, Any]]] = []
+    for place in sorted(folder.rglob("*")):
+        path = place.relative_to(folder)
+        if place.is_symlink() or not place.is_file() or any(part.startswith(".") for part in path.parts):
+            continue
+        with place.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        found.append((place, {"path": path.as_posix(), "sha256": sha256, "size": place.stat().st_size}))
+    return found
+
+
+async def _next(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any] | None:
+    return await anext(events, None)

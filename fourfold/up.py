@@ -25,6 +25,8 @@ START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _PR_SET_PDEATHSIG = 1
+# Validation and scoring do not wait behind a training of hours.
+WORKERS = {"worker": '["train.cpu", "train.gpu"]', "batch": '["batch"]'}
 
 
 class CannotStart(Exception):
@@ -95,10 +97,13 @@ def run(home: Path, port: int, processes: int = 1) -> int:
     children: list[Child] = []
     status = 0
     try:
-        for child in _children(home, port, processes):
-            children.append(child)
-            child.start()
-            _say(f"{child.name:<10} ready in {child.wait_until_ready():.1f} s")
+        broker, *others = _children(home, port, processes)
+        for together in ([broker], others):
+            for child in together:
+                children.append(child)
+                child.start()
+            for child in together:
+                _say(f"{child.name:<10} ready in {child.wait_until_ready():.1f} s")
         (home / "run" / "url").write_text(f"http://127.0.0.1:{port}\n")
         _greet(home, port)
         _watch(children)
@@ -170,6 +175,11 @@ def _children(home: Path, port: int, processes: int) -> list[Child]:
             *("--dir", str(home / "valkey"), "--appendonly", "yes", "--save", "", "--daemonize", "no"),
         ]
         children.append(Child("valkey", command, environment, home / "logs" / "valkey.log", lambda: _pings(broker)))
+    children.append(_jobs_child(home, "reaper", "shared.jobs.reaper", environment))
+    for name, queues in WORKERS.items():
+        own = {**environment, "FOURFOLD_WORKER_NAME": name}
+        own.setdefault("FOURFOLD_QUEUES", queues)
+        children.append(_jobs_child(home, name, "shared.jobs.worker", own))
     addresses = {name: f"unix://{sockets / f'{name}.sock'}" for name in SERVICES}
     environment["FOURFOLD_SERVICES"] = repr(addresses).replace("'", '"')
     for name in SERVICES:
@@ -186,6 +196,13 @@ def _children(home: Path, port: int, processes: int) -> list[Child]:
     command = [*_uvicorn("gateway.app:create_app"), "--host", "127.0.0.1", "--port", str(port)]
     children.append(Child("gateway", command, environment, home / "logs" / "gateway.log", _readiness(port)))
     return children
+
+
+def _jobs_child(home: Path, name: str, module: str, environment: dict[str, str]) -> Child:
+    """A process that has no address; it touches a file once it works."""
+    mark = home / "run" / f"{name}.ready"
+    mark.unlink(missing_ok=True)
+    return Child(name, [sys.executable, "-m", module], environment, home / "logs" / f"{name}.log", mark.exists)
 
 
 def _valkey_server() -> Path:

@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.responses import RedirectResponse, Response
 
 from gateway.auth import Authenticator
-from gateway.control import keys, models
+from gateway.control import datasets, inference, jobs, keys, models
 from gateway.control.access import needs
 from gateway.keys import SCOPES, KeyStore, SqlKeyStore, new_key
 from gateway.limits import Limits
@@ -25,7 +25,12 @@ from gateway.routes import SERVICES
 from gateway.settings import GatewaySettings
 from shared.about import VERSION
 from shared.database import connect, upgrade
+from shared.datasets import Datasets
+from shared.jobs.events import event_log
+from shared.jobs.files import JobFiles
+from shared.jobs.store import SqlJobStore
 from shared.problems import NotReady, install_problem_handlers, problem_responses
+from shared.repository import ModelRepository
 from shared.settings import load_settings
 from shared.telemetry import Telemetry, configure_logging, metrics_text
 from shared.tracing import tracing
@@ -42,13 +47,15 @@ def create_app(settings: GatewaySettings | None = None, store: KeyStore | None =
     """The gateway's ASGI application. `store` stands in for the database's keys in tests."""
     settings = settings or load_settings(GatewaySettings)
     configure_logging(settings, "gateway")
+    engine = connect(settings.database_location)
     if store is None:
-        store = SqlKeyStore(connect(settings.database_location))
+        store = SqlKeyStore(engine)
         upgrade(settings.database_location)
         ensure_first_key(store, settings.home)
     auth = Authenticator(store, settings)
     limits = Limits(settings)
     upstreams = Upstreams(settings, SERVICES)
+    events = event_log(settings.redis_url)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -60,6 +67,7 @@ def create_app(settings: GatewaySettings | None = None, store: KeyStore | None =
             await writing
         await auth.write_back()
         await upstreams.close()
+        await events.close()
 
     app = FastAPI(
         title="Fourfold",
@@ -75,11 +83,14 @@ def create_app(settings: GatewaySettings | None = None, store: KeyStore | None =
             Middleware(Proxy, upstreams=upstreams, auth=auth, limits=limits, settings=settings),
         ],
     )
-    app.state.auth, app.state.limits, app.state.upstreams, app.state.keys = auth, limits, upstreams, store
+    app.state.settings, app.state.auth, app.state.limits = settings, auth, limits
+    app.state.upstreams, app.state.keys, app.state.events = upstreams, store, events
+    app.state.jobs, app.state.job_files = SqlJobStore(engine), JobFiles(settings.jobs_location)
+    app.state.datasets, app.state.models = Datasets(engine, settings), ModelRepository(settings.models_location)
     install_problem_handlers(app)
     app.include_router(keys.router)
-    app.include_router(models.router)
-    app.include_router(models.guarded)
+    for router in (datasets.router, jobs.router, models.router, inference.router, inference.guarded):
+        app.include_router(router)
     _add_operations(app, settings, upstreams)
     return app
 
@@ -119,7 +130,7 @@ def _add_operations(app: FastAPI, settings: GatewaySettings, upstreams: Upstream
     @app.get("/readyz", tags=["operations"], responses=problem_responses(NotReady))
     async def readyz() -> GatewayHealth:
         """Every service answers and has its model."""
-        ready = await models.ready_services(upstreams)
+        ready = await inference.ready_services(upstreams)
         if not all(ready.values()):
             raise NotReady(
                 "Not ready: " + ", ".join(name for name, up in ready.items() if not up), retry_after=1, services=ready

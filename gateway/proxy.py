@@ -15,6 +15,7 @@ from gateway.auth import Authenticator
 from gateway.limits import Limits
 from gateway.routes import Target, match
 from gateway.settings import GatewaySettings
+from shared.about import PRINCIPAL_HEADER
 from shared.problems import DeadlineExceeded, FourfoldError, PayloadTooLarge, UpstreamUnavailable, problem_response
 from shared.telemetry import DEADLINE_BYTES, DEADLINE_HEADER, remaining_seconds
 
@@ -36,6 +37,7 @@ _NOT_FORWARDED = frozenset(
         b"x-api-key",
         b"x-request-id",
         b"traceparent",
+        b"fourfold-principal",
         DEADLINE_BYTES,
     }
 )
@@ -107,7 +109,7 @@ class Proxy:
             principal = await self.auth.authenticate(scope["headers"])
             principal.require(target.scope)
             async with self.limits.admit(principal.id):
-                await _Exchange(self, scope, receive, send, target).run()
+                await _Exchange(self, scope, receive, send, target, principal.id).run()
         except FourfoldError as error:
             answer = problem_response(error, path=scope["path"], request_id=scope["fourfold.request_id"])
             await answer(scope, receive, send)
@@ -116,8 +118,11 @@ class Proxy:
 class _Exchange:
     """One request on its way there and back."""
 
-    def __init__(self, proxy: Proxy, scope: Scope, receive: Receive, send: Send, target: Target) -> None:
+    def __init__(
+        self, proxy: Proxy, scope: Scope, receive: Receive, send: Send, target: Target, principal_id: str
+    ) -> None:
         self.proxy = proxy
+        self.principal_id = principal_id
         self.scope = scope
         self.receive = receive
         self.send = send
@@ -202,6 +207,7 @@ class _Exchange:
         headers: dict[str, str] = {
             "X-Request-ID": self.scope["fourfold.request_id"],
             "traceparent": self.scope["fourfold.traceparent"],
+            PRINCIPAL_HEADER: self.principal_id,
         }
         declared = None
         for name, value in self.scope["headers"]:

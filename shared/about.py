@@ -7,3 +7,4 @@ V2_SERVER = {
     "version": VERSION,
     "extensions": ["binary_tensor_data", "model_repository", "statistics"],
 }
+PRINCIPAL_HEADER = "Fourfold-Principal"  # who asks, told to the services by the gateway, which drops a client's own

@@ -1,9 +1,12 @@
-"""Reads a request's body under a limit, into one growing buffer."""
+"""Reads a request's body under a limit, into one growing buffer or into a file."""
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from io import BytesIO
+from pathlib import Path
+from uuid import uuid4
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -48,3 +51,20 @@ def decompress(body: bytes | bytearray, encoding: str, limit: int) -> bytes:
     if not engine.eof:
         raise InputError(f"The {encoding} body is cut off.")
     return plain
+
+
+async def spool_body(request: Request, folder: Path, limit: int) -> Path:
+    """Write the body to a new file in `folder` as it arrives; raises PayloadTooLarge, and then leaves no file."""
+    draft = folder / uuid4().hex
+    size = 0
+    try:
+        with draft.open("wb", buffering=1 << 20) as target:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise PayloadTooLarge(f"The body has more than the {limit} bytes that are taken.")
+                await asyncio.to_thread(target.write, chunk)
+    except BaseException:
+        draft.unlink()
+        raise
+    return draft

@@ -2,6 +2,7 @@
 
     <root>/<name>/<version>/manifest.json   written last, exclusively: a version exists if and only if this does
     <root>/<name>/<version>/<files>
+    <root>/<name>/made/<key>.json           the manifest of what a job made: decides between attempts of one job
     <root>/<name>/aliases/<generation>.json the whole alias table; the highest generation is in force
 
 An alias changes by creating the next generation, which only one writer can do: a compare-and-set that every store
@@ -11,36 +12,20 @@ with exclusive creation offers, and a history to roll back along.
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
-from uuid import uuid4
+from typing import Any
 
 import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from shared.problems import Conflict, InternalError, NotFound
-
-MANIFEST = "manifest.json"
-# What a bundle may hold. Nothing here can run code when it is opened; pickle, in any suffix, is not among them.
-ALLOWED_SUFFIXES = frozenset({".onnx", ".json", ".md", ".safetensors", ".npy", ".csv", ".html", ".png", ".txt"})
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
-_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}\Z")
-
-
-class BundleRejected(InternalError):
-    """A bundle that must not be loaded: a wrong digest, a missing or foreign file, an unreadable manifest."""
-
-    code = "bundle-rejected"
-    title = "The model's files are damaged or not acceptable"
+from shared.bundles import MANIFEST, MODEL_NAME, Bundle, BundleRejected, Frozen, Manifest, write_atomically
+from shared.problems import Conflict, NotFound
 
 
 class AliasConflict(Conflict):
@@ -48,165 +33,25 @@ class AliasConflict(Conflict):
     title = "The alias was changed by somebody else in the meantime"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TensorSpec(_Frozen):
-    """One input or output of a graph. `shape` names dynamic dimensions, for example `["batch", "height", 3]`."""
-
-    name: str
-    dtype: str
-    shape: list[int | str]
-    unit: str = ""
-    description: str = ""
-
-
-class FileEntry(_Frozen):
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size: int = Field(ge=0)
-
-
-class Metric(_Frozen):
-    """A quality figure on the held-out split, with its 95 % interval."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-    higher_is_better: bool = True
-    description: str = ""
-
-
-class Manifest(_Frozen):
-    """What a bundle is and where it came from. `version` is given by the repository at publication."""
-
-    format: Literal[1] = 1
-    name: str = Field(pattern=_NAME.pattern.replace(r"\Z", "$"))
-    version: int | None = Field(None, ge=1)
-    domain: str
-    created: datetime
-    files: dict[str, FileEntry]
-    graphs: dict[str, str] = Field(description="Precision or purpose → .onnx file, for example `int8`.")
-    inputs: list[TensorSpec]
-    outputs: list[TensorSpec]
-    metrics: dict[str, Metric] = {}
-    metrics_split: str = Field("", description="What the metrics were measured on, in words.")
-    config: dict[str, Any] = Field({}, description="The TrainConfig that made it.")
-    dataset_digest: str | None = None
-    parent: int | None = None
-    seed: int | None = None
-    code_revision: str | None = None
-    device: str | None = None
-    libraries: dict[str, str] = {}
-    constants: dict[str, Any] = Field({}, description="Pre- and post-processing constants.")
-
-
-class Alias(_Frozen):
+class Alias(Frozen):
     version: int = Field(ge=1)
     weight: float = Field(1.0, ge=0, le=1, description="Share of requests, for an alias beside the champion.")
 
 
-class AliasTable(_Frozen):
+class AliasTable(Frozen):
     """All aliases of one model at one generation; generation 0 is the empty table of a new model."""
 
     generation: int = 0
-    aliases: dict[str, Alias] = {}
+    aliases: dict[str, Alias] = Field(default_factory=dict[str, Alias])
     changed_at: datetime | None = None
     changed_by: str = ""
     reason: str = ""
 
 
-class Bundle:
-    """A verified bundle in a local folder."""
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
-        self.manifest = manifest
-
-    @classmethod
-    def open(cls, folder: Path) -> Bundle:
-        """Read and verify the bundle in `folder`; raises BundleRejected."""
-        try:
-            manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-        except FileNotFoundError:
-            raise BundleRejected("The bundle has no manifest.") from None
-        except ValidationError as error:
-            raise BundleRejected(f"The manifest is not valid: {error.errors()[0]['msg']}.") from None
-        for name, entry in manifest.files.items():
-            check_file_name(name)
-            path = folder / name
-            if path.is_symlink() or not path.is_file():
-                raise BundleRejected(f"The bundle lacks the file {name}.")
-            if path.stat().st_size != entry.size or file_digest(path) != entry.sha256:
-                raise BundleRejected(f"The file {name} does not match its recorded SHA-256.")
-        for graph in manifest.graphs.values():
-            if graph not in manifest.files:
-                raise BundleRejected(f"The graph {graph} is not among the bundle's files.")
-        return cls(folder, manifest)
-
-    def path(self, name: str) -> Path:
-        """The verified local file `name`; only files that the manifest lists can be had."""
-        if name not in self.manifest.files:
-            raise BundleRejected(f"The bundle lists no file {name}.")
-        return self.folder / name
-
-    def graph(self, precision: str) -> Path:
-        """The .onnx file of `precision`, or the bundle's first graph if it has none of that precision."""
-        graphs = self.manifest.graphs
-        if not graphs:
-            raise BundleRejected("The bundle has no graph to serve.")
-        return self.path(graphs.get(precision) or next(iter(graphs.values())))
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, as 64 hex digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def check_file_name(name: str) -> None:
-    """Raise BundleRejected unless `name` is a plain file name of an allowed kind."""
-    if not _FILE.match(name) or Path(name).suffix not in ALLOWED_SUFFIXES or name == MANIFEST:
-        raise BundleRejected(f"A bundle may not hold a file named {name!r}.")
-
-
 def check_model_name(name: str) -> None:
     """Raise NotFound for a name that no model can have, before it touches a path."""
-    if not _NAME.match(name):
+    if not MODEL_NAME.match(name):
         raise NotFound(f"There is no model named {name!r}.")
-
-
-def write_manifest(folder: Path, *, files: list[str], **fields: Any) -> Manifest:
-    """Record the SHA-256 and size of `files` in `folder`, write manifest.json there, and return it.
-
-    `fields` are the Manifest's other members; `created` is set here if absent.
-    """
-    for name in files:
-        check_file_name(name)
-    entries = {
-        name: FileEntry(sha256=file_digest(folder / name), size=(folder / name).stat().st_size) for name in files
-    }
-    manifest = Manifest.model_validate({"created": datetime.now(UTC), **fields, "files": entries})
-    _write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
-    return manifest
-
-
-def _write_atomically(path: Path, data: bytes, *, exclusive: bool = False) -> None:
-    """Write `data` so that `path` is either absent or whole; with `exclusive`, FileExistsError if it is there."""
-    draft = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with draft.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if exclusive:
-            os.link(draft, path)
-        else:
-            draft.replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            draft.unlink()
 
 
 class ModelRepository:
@@ -224,7 +69,7 @@ class ModelRepository:
 
     def names(self) -> list[str]:
         """Every model that has at least one version."""
-        return sorted(name for name in self._children(self.root) if _NAME.match(name) and self.versions(name))
+        return sorted(name for name in self._children(self.root) if MODEL_NAME.match(name) and self.versions(name))
 
     def versions(self, name: str) -> list[int]:
         """Published versions of `name`, ascending."""
@@ -240,13 +85,16 @@ class ModelRepository:
         except FileNotFoundError:
             raise NotFound(f"Model {name} has no version {version}.") from None
 
-    def publish(self, folder: Path, *, parent: int | None = None) -> int:
+    def publish(self, folder: Path, *, parent: int | None = None, key: str | None = None) -> int:
         """Publish the bundle in `folder` as the next version of its model and return that version.
 
-        The folder is verified first; the version becomes visible in one step, or not at all.
+        The folder is verified first; the version becomes visible in one step, or not at all. With a `key` (the job's
+        id) it is published once, however often and by how many at once it is tried; all get the same version.
         """
         bundle = Bundle.open(folder)
         name = bundle.manifest.name
+        if key is not None and (made := self.made_by(name, key)) is not None:
+            return made
         base = f"{self.root}/{name}"
         version = max(self._numbers(base), default=0)
         while True:
@@ -255,7 +103,28 @@ class ModelRepository:
             with suppress(FileExistsError):
                 self._create(f"{base}/{version}/claim", b"")
                 break
-        self._place(bundle, version, parent)
+        final = self._place(bundle, version, parent, key)
+        if key is not None:
+            # Whoever creates this file has published; it holds the manifest, so that anybody can finish the job.
+            self.fs.makedirs(f"{base}/made", exist_ok=True)
+            with suppress(FileExistsError):
+                self._create(f"{base}/made/{key}.json", final.model_dump_json(indent=1).encode())
+            made = self.made_by(name, key)
+            if made is not None:
+                return made
+        self._create(f"{base}/{version}/{MANIFEST}", final.model_dump_json(indent=1).encode())
+        return version
+
+    def made_by(self, name: str, key: str) -> int | None:
+        """The version that was published under `key`, made visible if its publisher did not get that far."""
+        check_model_name(name)
+        try:
+            data: Any = self.fs.cat_file(f"{self.root}/{name}/made/{key}.json")
+        except FileNotFoundError:
+            return None
+        version = Manifest.model_validate_json(data).version
+        with suppress(FileExistsError):
+            self._create(f"{self.root}/{name}/{version}/{MANIFEST}", data)
         return version
 
     def seed(self, folder: Path) -> None:
@@ -266,26 +135,28 @@ class ModelRepository:
         bundle = Bundle.open(folder)
         name = bundle.manifest.name
         if not self.versions(name):
+            final = self._place(bundle, 1, None)
             with suppress(FileExistsError):
-                self._place(bundle, 1, None)
+                self._create(f"{self.root}/{name}/1/{MANIFEST}", final.model_dump_json(indent=1).encode())
         if not self.aliases(name).aliases:
             with suppress(AliasConflict):
                 self.set_alias(name, "champion", 1, expected_generation=0, by="fourfold", reason="first start")
 
-    def _place(self, bundle: Bundle, version: int, parent: int | None) -> None:
+    def _place(self, bundle: Bundle, version: int, parent: int | None, job: str | None = None) -> Manifest:
+        """Write the files of a version, verify them, and return the manifest that will make it visible."""
         target = f"{self.root}/{bundle.manifest.name}/{version}"
         self.fs.makedirs(target, exist_ok=True)
         for name in bundle.manifest.files:
             data = bundle.path(name).read_bytes()
             if self.local:
-                _write_atomically(Path(target) / name, data)
+                write_atomically(Path(target) / name, data)
             else:
                 self.fs.pipe_file(f"{target}/{name}", data)
         for name, entry in bundle.manifest.files.items():
             if self._digest(f"{target}/{name}") != entry.sha256:
                 raise BundleRejected(f"The file {name} changed while it was being published.")
-        final = bundle.manifest.model_copy(update={"version": version, "parent": parent or bundle.manifest.parent})
-        self._create(f"{target}/{MANIFEST}", final.model_dump_json(indent=1).encode())
+        known = bundle.manifest
+        return known.model_copy(update={"version": version, "parent": parent or known.parent, "job": job or known.job})
 
     @contextmanager
     def fetch(self, name: str, version: int) -> Iterator[Bundle]:
@@ -383,15 +254,6 @@ class ModelRepository:
     def _create(self, path: str, data: bytes) -> None:
         """Create `path` whole, or raise FileExistsError."""
         if self.local:
-            _write_atomically(Path(path), data, exclusive=True)
+            write_atomically(Path(path), data, exclusive=True)
         else:
             self.fs.pipe_file(path, data, mode="create")
-
-
-def library_versions(names: Iterable[str]) -> dict[str, str]:
-    """Installed versions of the named distributions, for a manifest."""
-    found: dict[str, str] = {}
-    for name in names:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found

@@ -13,9 +13,12 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 
 from shared.about import VERSION
+from shared.bundles import Bundle
 from shared.inference_routes import inference_router
+from shared.jobs.config import RecipeConfig
+from shared.jobs.submission import training_router
 from shared.problems import NotReady, install_problem_handlers, problem_responses
-from shared.repository import Bundle, ModelRepository
+from shared.repository import ModelRepository
 from shared.sessions import ModelHost, Predictor
 from shared.settings import ServiceSettings, load_settings
 from shared.telemetry import Telemetry, configure_logging, metrics_text
@@ -32,6 +35,7 @@ class Domain:
     load: Callable[[Bundle, ServiceSettings], Predictor]
     router: APIRouter
     pretrained: Path | None  # the bundle that becomes version 1 on first start
+    train_config: type[RecipeConfig] | None = None  # what POST /v1/<name>/training-jobs takes; None: no training
 
 
 class Health(BaseModel):
@@ -76,6 +80,8 @@ def create_service(domain: Domain, settings: ServiceSettings | None = None) -> F
     install_problem_handlers(app)
     app.include_router(_operations(host))
     app.include_router(domain.router)
+    if domain.train_config is not None:
+        app.include_router(training_router(domain.name, domain.train_config, settings))
     app.include_router(inference_router(host, settings))
     return app
 

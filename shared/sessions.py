@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge
 
 from shared.batching import Batcher
+from shared.bundles import Bundle, BundleRejected
 from shared.problems import InputError, NotFound, NotReady
-from shared.repository import AliasTable, Bundle, BundleRejected, ModelRepository
+from shared.repository import AliasTable, ModelRepository
 from shared.settings import ServiceSettings
 
 log = structlog.get_logger(__name__)

@@ -19,6 +19,10 @@ class Settings(BaseSettings):
     models_url: str | None = Field(
         default=None, description="fsspec URL of the model repository; a folder of `home` if unset."
     )
+    datasets_url: str | None = Field(default=None, description="fsspec URL of the data sets; a folder if unset.")
+    jobs_url: str | None = Field(
+        default=None, description="fsspec URL of the jobs' checkpoints, logs and files; a folder of `home` if unset."
+    )
     database_url: str | None = Field(default=None, description="SQLAlchemy URL; SQLite in `home` if unset.")
     redis_url: str | None = Field(default=None, description="Redis or Valkey; `fourfold up` starts one if unset.")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -27,11 +31,28 @@ class Settings(BaseSettings):
         default=None, description="Collector for OpenTelemetry spans, such as http://localhost:4318; off if unset."
     )
     trace_share: float = Field(default=0.01, ge=0, le=1, description="Part of the requests that is traced.")
+    lease_seconds: float = Field(
+        default=20.0, ge=0.5, le=3600, description="How long a job stays with a worker that is not heard of."
+    )
+    job_time_limit_seconds: float = Field(default=86_400.0, gt=0, le=30 * 86_400, description="Of one job.")
+    default_train_queue: Literal["train.cpu", "train.gpu"] = Field(
+        default="train.cpu", description="Where trainings go that do not ask for a device."
+    )
+    max_dataset_bytes: int = Field(default=20 << 30, ge=1024, description="Largest data set, unpacked.")
+    max_dataset_files: int = Field(default=200_000, ge=1, description="Most files in a data set.")
     access_log: Literal["all", "problems", "off"] = Field(default="problems", description="Which requests are logged.")
 
     @property
     def models_location(self) -> str:
         return self.models_url or str(self.home / "models")
+
+    @property
+    def datasets_location(self) -> str:
+        return self.datasets_url or str(self.home / "datasets")
+
+    @property
+    def jobs_location(self) -> str:
+        return self.jobs_url or str(self.home / "jobs")
 
     @property
     def database_location(self) -> str:

@@ -17,7 +17,7 @@ import onnx
 from fastapi import APIRouter, FastAPI
 from onnx import TensorProto, helper
 
-from shared.repository import Bundle, TensorSpec, write_manifest
+from shared.bundles import Bundle, TensorSpec, write_manifest
 from shared.service import Domain
 from shared.sessions import OnnxSession
 from shared.settings import ServiceSettings
@@ -30,7 +30,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def toy_bundle(folder: Path, *, name: str = "toy", factor: float = 2.0, padding: int = 0) -> Path:
+def toy_bundle(folder: Path, *, name: str = "toy", factor: float = 2.0, padding: int = 0, **manifest: Any) -> Path:
     """A bundle whose graph answers y = factor · x for x FP32 (batch, 4); `padding` floats make it heavier."""
     folder.mkdir(parents=True, exist_ok=True)
     free = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])
@@ -55,6 +55,7 @@ def toy_bundle(folder: Path, *, name: str = "toy", factor: float = 2.0, padding:
         graphs={"fp32": "model.onnx"},
         inputs=[TensorSpec(name="x", dtype="float32", shape=["batch", 4])],
         outputs=[TensorSpec(name="y", dtype="float32", shape=["batch", 4])],
+        **manifest,
     )
     return folder
 

@@ -1,103 +1,136 @@
-"""The V2 paths that speak for all models at once; those of one model go to its service."""
+"""Models over HTTP: versions, aliases and their history; promotion (gated), rollback and canary."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated
 
-import orjson
-from fastapi import APIRouter, Depends, Request, Security
-from starlette.responses import Response
+from fastapi import APIRouter, Depends, Path, Request, Security
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from gateway.auth import Principal
 from gateway.control.access import BEARER, needs
-from gateway.proxy import Upstreams
-from gateway.routes import SERVICES
-from shared.about import V2_SERVER
-from shared.bodies import read_body
-from shared.problems import FourfoldError, InputError, NotFound, NotReady, UpstreamUnavailable
+from gateway.control.promotion import CHAMPION, NotComparable, WorseThanChampion, check_promotion
+from shared.bundles import Manifest
+from shared.problems import (
+    Forbidden,
+    InputError,
+    NotFound,
+    RateLimited,
+    Unauthenticated,
+    Unprocessable,
+    problem_responses,
+)
+from shared.repository import AliasConflict, AliasTable, ModelRepository
 
-router = APIRouter(prefix="/v2", tags=["inference"])
-guarded = APIRouter(prefix="/v2", tags=["inference"], dependencies=[Security(BEARER), Depends(needs("predict"))])
-
-
-def _upstreams(request: Request) -> Upstreams:
-    return request.app.state.upstreams
-
-
-Services = Annotated[Upstreams, Depends(_upstreams)]
-
-
-async def ready_services(upstreams: Upstreams) -> dict[str, bool]:
-    """Service → whether it is ready now."""
-
-    async def ready(name: str) -> bool:
-        try:
-            return (await upstreams.fetch(name, "/readyz"))[0] == 200
-        except UpstreamUnavailable:
-            return False
-
-    return dict(zip(SERVICES, await asyncio.gather(*(ready(name) for name in SERVICES)), strict=True))
+router = APIRouter(
+    prefix="/v1/models",
+    tags=["models"],
+    dependencies=[Security(BEARER)],
+    responses=problem_responses(InputError, Unauthenticated, Forbidden, Unprocessable, RateLimited),
+)
 
 
-async def _gather(upstreams: Upstreams, path: str, method: str = "GET") -> list[Any]:
-    """The answers of every service that gives one."""
-
-    async def ask(name: str) -> Any:
-        try:
-            status, body = await upstreams.fetch(name, path, method=method)
-            return orjson.loads(body) if status == 200 else None
-        except (FourfoldError, orjson.JSONDecodeError):
-            return None
-
-    return [answer for answer in await asyncio.gather(*(ask(name) for name in SERVICES)) if answer is not None]
+class ModelInfo(BaseModel):
+    name: str
+    versions: list[int]
+    aliases: AliasTable
 
 
-# The V2 client does not read the body of a health answer, and would keep its connection busy over one.
-@router.get("/health/live", response_class=Response)
-async def live() -> Response:
-    """The gateway answers."""
-    return Response()
+class ModelHistory(ModelInfo):
+    history: list[AliasTable] = Field(description="Every alias table there was, oldest first.")
 
 
-@router.get("/health/ready", response_class=Response)
-async def ready(upstreams: Services) -> Response:
-    """Every service is ready."""
-    missing = [name for name, up in (await ready_services(upstreams)).items() if not up]
-    if missing:
-        raise NotReady(f"Not ready: {', '.join(missing)}.", retry_after=1)
-    return Response()
+class ModelList(BaseModel):
+    models: list[ModelInfo]
 
 
-@guarded.get("")
-async def metadata() -> dict[str, Any]:
-    """The server and its extensions."""
-    return V2_SERVER
+class AliasRequest(BaseModel):
+    """Where an alias is to point. Only the champion is gated; `weight` is the canary's share of the requests."""
+
+    model_config = ConfigDict(extra="forbid")
+    version: int | None = Field(ge=1, description="null takes the alias away.")
+    weight: float = Field(default=1.0, gt=0, le=1)
+    expected_generation: int | None = Field(default=None, ge=0, description="Refuse if the table has changed since.")
+    force: bool = Field(default=False, description="Promote against the gate's word; needs a reason.")
+    reason: str = Field(default="", max_length=500, description="Kept in the history.")
+
+    @model_validator(mode="after")
+    def _forced_with_a_reason(self) -> AliasRequest:
+        if self.force and not self.reason.strip():
+            raise ValueError("force needs a reason")
+        return self
 
 
-@guarded.get("/models/stats")
-async def statistics(upstreams: Services) -> dict[str, Any]:
-    """Counts and times of every loaded model."""
-    return {
-        "model_stats": [row for answer in await _gather(upstreams, "/v2/models/stats") for row in answer["model_stats"]]
-    }
+def _models(request: Request) -> ModelRepository:
+    return request.app.state.models
 
 
-@guarded.post("/repository/index")
-async def index(request: Request, upstreams: Services) -> list[dict[str, Any]]:
-    """Every published version of every model, with its state."""
-    body = await read_body(request, 1 << 16)
-    try:
-        asked: Any = orjson.loads(body) if len(body) else {}
-    except orjson.JSONDecodeError:
-        raise InputError("The body must be empty or a JSON object.") from None
-    rows = [row for answer in await _gather(upstreams, "/v2/repository/index", "POST") for row in answer]
-    only_ready = isinstance(asked, dict) and bool(asked.get("ready"))
-    return [row for row in rows if row["state"] == "READY" or not only_ready]
+Models = Annotated[ModelRepository, Depends(_models)]
+Reader = Annotated[Principal, Depends(needs("predict"))]
+Name = Annotated[str, Path(max_length=64)]
+Alias = Annotated[str, Path(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
 
 
-@guarded.api_route("/models/{model}", methods=["GET"], include_in_schema=False)
-@guarded.api_route("/models/{model}/{rest:path}", methods=["GET", "POST"], include_in_schema=False)
-@guarded.api_route("/repository/models/{model}/{rest:path}", methods=["POST"], include_in_schema=False)
-async def unknown(model: str) -> Response:
-    """Models of the table never get here: they are proxied."""
-    raise NotFound(f"There is no model named {model!r}.")
+def _info(models: ModelRepository, name: str) -> ModelInfo:
+    versions = models.versions(name)
+    if not versions:
+        raise NotFound(f"There is no model named {name!r}.")
+    return ModelInfo(name=name, versions=versions, aliases=models.aliases(name))
+
+
+@router.get("")
+async def listing(models: Models, _: Reader) -> ModelList:
+    """Every model with its versions and aliases."""
+    return ModelList(models=await asyncio.to_thread(lambda: [_info(models, name) for name in models.names()]))
+
+
+@router.get("/{name}", responses=problem_responses(NotFound))
+async def get(name: Name, models: Models, _: Reader) -> ModelHistory:
+    """One model, with the history of its aliases."""
+
+    def read() -> ModelHistory:
+        return ModelHistory(**_info(models, name).model_dump(), history=models.alias_history(name))
+
+    return await asyncio.to_thread(read)
+
+
+@router.get("/{name}/versions/{version}", responses=problem_responses(NotFound))
+async def manifest(name: Name, version: Annotated[int, Path(ge=1, lt=2**31)], models: Models, _: Reader) -> Manifest:
+    """What a version is, how good it was on its held-out split, and what it was made from."""
+    return await asyncio.to_thread(models.manifest, name, version)
+
+
+@router.put(
+    "/{name}/aliases/{alias}", responses=problem_responses(NotFound, AliasConflict, WorseThanChampion, NotComparable)
+)
+async def set_alias(
+    name: Name,
+    alias: Alias,
+    asked: AliasRequest,
+    models: Models,
+    who: Annotated[Principal, Depends(needs("admin"))],
+) -> AliasTable:
+    """Promote, roll back or set the canary; services follow within their poll of the aliases, half a second.
+
+    A champion must not be worse than the one it replaces; see the problem's text for what was compared.
+    """
+
+    def change() -> AliasTable:
+        if alias == CHAMPION:
+            if asked.version is None:
+                raise Unprocessable("A model keeps its champion; name a version.")
+            if not asked.force:
+                check_promotion(models, name, asked.version)
+        reason = f"forced: {asked.reason}" if asked.force else asked.reason
+        return models.set_alias(
+            name,
+            alias,
+            asked.version,
+            weight=1.0 if alias == CHAMPION else asked.weight,
+            expected_generation=asked.expected_generation,
+            by=who.id,
+            reason=reason,
+        )
+
+    return await asyncio.to_thread(change)

@@ -14,7 +14,17 @@ from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
 from services.iqa import features, overlay, predict
-from services.iqa.schemas import Distortion, FileResult, ImageScore, Level, QualityMap, ScoreList, Size, Timings
+from services.iqa.schemas import (
+    Distortion,
+    FileResult,
+    ImageScore,
+    Level,
+    QualityMap,
+    ScoreList,
+    Size,
+    Timings,
+    TrainConfig,
+)
 from shared.bodies import read_body
 from shared.inference_routes import deadline_of
 from shared.problems import (
@@ -172,6 +182,7 @@ DOMAIN = Domain(
     load=predict.load,
     router=router,
     pretrained=Path(__file__).with_name("pretrained"),
+    train_config=TrainConfig,
 )
 
 

@@ -22,8 +22,8 @@ from scipy import optimize, stats
 from services.iqa.datasets import BadDataset, Record, load_folder
 from services.iqa.features import decode
 from services.iqa.opinion_sets import OPINION_SETS, load_opinion_set
+from shared.bundles import Bundle
 from shared.problems import FourfoldError
-from shared.repository import Bundle
 
 Scores = NDArray[np.float64]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import tempfile
 import warnings
@@ -21,7 +20,7 @@ from services.iqa.datasets import Record
 from services.iqa.evaluate import bootstrap, monotone_share, read_pixels, score_records, srcc, summary
 from services.iqa.model import LEVELS, PMTIQA, ServedGraph
 from services.iqa.schemas import TrainConfig
-from shared.repository import Metric, TensorSpec, library_versions, write_manifest
+from shared.bundles import Bundle, Comparison, Metric, TensorSpec, library_versions, write_manifest
 
 OPSET = 18
 INPUTS = [TensorSpec(name="image", dtype="uint8", shape=["batch", "height", "width", 3], unit="sRGB, 0–255")]
@@ -117,6 +116,24 @@ def measure(fp32: Path, int8: Path, test: list[Record]) -> dict[str, Metric]:
     return figures
 
 
+def compare(fp32: Path, champion: Path, test: list[Record]) -> Comparison | None:
+    """The new graph's SRCC less the champion's on the same test images, photographs resampled together."""
+    bundle = Bundle.open(champion)
+    if bundle.manifest.version is None:
+        return None
+    new, old = score_records(fp32, test), score_records(bundle.graph("fp32"), test)
+    labels = np.array([record.score for record in test])
+
+    def difference(chosen_N: NDArray[np.float64], label_N: NDArray[np.float64]) -> float:
+        index = chosen_N.astype(int)
+        return srcc(new[index], label_N) - srcc(old[index], label_N)
+
+    everything = np.arange(len(test), dtype=float)
+    low, high = bootstrap(difference, everything, labels, [record.source for record in test])
+    figure = Metric(value=difference(everything, labels), low=low, high=high, n=len(test))
+    return Comparison(champion=bundle.manifest.version, metric="srcc", difference=figure)
+
+
 def export_bundle(
     model: PMTIQA,
     folder: Path,
@@ -125,8 +142,9 @@ def export_bundle(
     kinds: list[str],
     train: list[Record],
     test: list[Record],
-    data: Path,
+    dataset_digest: str,
     device: str,
+    champion: Path | None = None,
 ) -> Path:
     """Export, quantise, measure and write the manifest; returns `folder`, a bundle fit to be published."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,6 +153,7 @@ def export_bundle(
     order = np.random.default_rng(0).permutation(len(train))[:CALIBRATION_IMAGES]
     quantise(fp32, int8, [train[index] for index in order])
     metrics = measure(fp32, int8, test)
+    comparison = compare(fp32, champion, test) if champion is not None else None
     card = folder / "card.md"
     card.write_text(_card(config, metrics, train, test))
     write_manifest(
@@ -146,10 +165,11 @@ def export_bundle(
         inputs=INPUTS,
         outputs=outputs(len(kinds)),
         metrics=metrics,
+        comparison=comparison,
         metrics_split=f"test: {len({record.source for record in test})} source photographs never trained on; "
         "labels are a full-reference proxy",
         config=config.model_dump(),
-        dataset_digest=hashlib.sha256((data / "scores.csv").read_bytes()).hexdigest(),
+        dataset_digest=dataset_digest,
         seed=config.seed,
         code_revision=_revision(),
         device=device,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.repository import Bundle, BundleRejected
+from shared.bundles import Bundle, BundleRejected
 from shared.sessions import OnnxSession
 from shared.settings import ServiceSettings
 

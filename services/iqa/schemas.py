@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+
+from shared.jobs.config import RecipeConfig
 
 
-class TrainConfig(BaseModel):
-    """How the network is trained. Unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class TrainConfig(RecipeConfig):
+    """How the network is trained."""
 
     backbone: Literal["efficientnet-lite0", "resnet50"] = "efficientnet-lite0"
     weights: str | None = Field(default=None, description="ImageNet weights file; the Lite0 package's own if unset.")
@@ -35,9 +35,13 @@ class TrainConfig(BaseModel):
     head_learning_rate: float = Field(default=1e-3, gt=0, le=1)
     weight_decay: float = Field(default=5e-4, ge=0, le=1)
     distortion_weight: float = Field(default=0.1, ge=0, le=10, description="Of the distortion-kind loss.")
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(default=1, ge=1, le=256)
+    synthetic_width: int = Field(
+        default=512, ge=256, le=512, multiple_of=64, description="Of pictures made from pristine photographs."
+    )
+    synthetic_share: float = Field(
+        default=0.25, gt=0, le=1, description="Part of all distortions made from a training picture."
+    )
+    synthetic_views: int = Field(default=12, ge=1, le=100, description="Pictures from one training photograph.")
 
 
 class Size(BaseModel):

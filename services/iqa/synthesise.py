@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -26,14 +25,12 @@ import torch
 from PIL import Image
 from scipy.stats import rankdata
 
+from services.iqa.datasets import SPLITS, find_photographs, source_of, split_sources
 from services.iqa.distortions import DISTORTIONS, STRENGTHS, distort
 from services.iqa.full_reference import METRICS
 
 # Every view has one size, since the metrics work on a scale that they choose by the size.
-WIDTH, HEIGHT = 512, 384
-LEAST_WIDTH = 683  # pixels of a photograph that become WIDTH: reduced to ¾ at least, which hides its compression
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-SPLITS = ("train", "validation", "test")
+WIDTH = 512  # the height is ¾ of it
 
 
 @dataclass(frozen=True)
@@ -50,19 +47,6 @@ class Row:
     haarpsi: float
     ms_gmsdc: float
     score: float = 0.0
-
-
-def source_of(path: Path) -> str:
-    """The name of a photograph's content, fit for a file name."""
-    # `<theme>/contents/images/<width>x<height>.jpg` is the desktop themes' layout.
-    name = path.parts[-4] if path.parent.name == "images" and path.parent.parent.name == "contents" else path.stem
-    return "".join(letter if letter.isalnum() else "_" for letter in name)
-
-
-def find_photographs(folder: Path) -> dict[Path, str]:
-    """The photographs that lie in `folder`, by name → a scene each."""
-    paths = (path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES and not path.is_symlink())
-    return {path: source_of(path) for path in sorted(paths)}
 
 
 def read_list(table: Path, root: Path) -> dict[Path, str]:
@@ -92,8 +76,14 @@ def is_photographic(image_HW3: np.ndarray) -> bool:
     return bool(np.median(slope) > 0.4 and (slope > 8).mean() > 0.02)
 
 
-def pristine_views(path: Path, views: int, random: np.random.Generator) -> list[np.ndarray]:
-    """Up to `views` pictures from one photograph, uint8 (HEIGHT, WIDTH, 3), each reduced to ¾ of its pixels at least.
+def least_width(target: int) -> int:
+    """Pixels of a photograph that become `target`: it is reduced to ¾ at least, which hides its compression."""
+    return -(-target * 4 // 3)
+
+
+def pristine_views(path: Path, views: int, random: np.random.Generator, target: int = WIDTH) -> list[np.ndarray]:
+    """Up to `views` pictures from one photograph, uint8 (¾ target, target, 3), each reduced to ¾ of its pixels at
+    least.
 
     The first is the whole photograph, cropped to 4 : 3 and laid on its side if it is upright; the next are boxes of
     random size and place, no more of them than would fit beside each other at the smallest size.
@@ -103,30 +93,21 @@ def pristine_views(path: Path, views: int, random: np.random.Generator) -> list[
     if picture.height > picture.width:
         picture = picture.rotate(90, expand=True)
     width = min(picture.width, picture.height * 4 // 3)
-    if width < LEAST_WIDTH:
+    least = least_width(target)
+    if width < least:
         return []
-    height = width * HEIGHT // WIDTH
+    height = width * 3 // 4
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     boxes = [(left, top, left + width, top + height)]
-    for _ in range(1, min(views, (width // LEAST_WIDTH) ** 2)):
-        wide = int(LEAST_WIDTH * (width / LEAST_WIDTH) ** random.random())
-        high = wide * HEIGHT // WIDTH
+    for _ in range(1, min(views, (width // least) ** 2)):
+        wide = int(least * (width / least) ** random.random())
+        high = wide * 3 // 4
         x, y = int(random.integers(picture.width - wide + 1)), int(random.integers(picture.height - high + 1))
         boxes.append((x, y, x + wide, y + high))
     return [
-        np.asarray(picture.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
+        np.asarray(picture.resize((target, target * 3 // 4), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
         for box in boxes
     ]
-
-
-def split_sources(scenes: Mapping[str, str]) -> dict[str, str]:
-    """Source → train, validation or test (62 : 18 : 20), in the order of a hash of its scene: no scene is in two."""
-    ordered = sorted(set(scenes.values()), key=lambda scene: hashlib.sha256(scene.encode()).digest())
-    shares = {scene: (position + 0.5) / len(ordered) for position, scene in enumerate(ordered)}
-    return {
-        source: SPLITS[2] if shares[scene] < 0.20 else SPLITS[1] if shares[scene] < 0.38 else SPLITS[0]
-        for source, scene in scenes.items()
-    }
 
 
 @dataclass(frozen=True)
@@ -175,12 +156,15 @@ def synthesise(
     share: float = 0.25,
     seed: int = 0,
     processes: int = 1,
+    width: int = WIDTH,
+    watch: Callable[[], None] = lambda: None,
 ) -> list[Row]:
     """Write the set made from `photographs` (path → scene) to `out` and return its rows.
 
     Of each training view a random `share` of the kinds and strengths is made: at the same number of images, many
     contents teach more than all distortions of a few. Held-out photographs give one view each, with all of them.
-    Raises ValueError when no photograph is usable, or two have one name.
+    `watch` is called before each picture and may raise. Raises ValueError when no photograph is usable, or two have
+    one name.
     """
     named = {source_of(path): path for path in photographs}
     if len(named) < len(photographs):
@@ -192,21 +176,24 @@ def synthesise(
     for source, path in named.items():
         training = splits[source] == "train"
         boxes = np.random.default_rng(zlib.crc32(f"{seed}/{source}".encode()))
-        for view, pristine in enumerate(pristine_views(path, views if training else 1, boxes)):
+        for view, pristine in enumerate(pristine_views(path, views if training else 1, boxes, width)):
             if not is_photographic(pristine):
                 continue
             # Every view has its own noise: one realisation for all could be learnt by heart.
             own = zlib.crc32(f"{seed}/{source}/{view}".encode())
             chosen = np.random.default_rng(own).random(len(pairs)) < share if training else np.full(len(pairs), True)
-            made = [pair for pair, wanted in zip(pairs, chosen, strict=True) if wanted]
-            jobs.append(_Job(pristine, source, view, splits[source], made, own, out))
+            wanted = [pair for pair, is_wanted in zip(pairs, chosen, strict=True) if is_wanted]
+            jobs.append(_Job(pristine, source, view, splits[source], wanted, own, out))
     if not jobs:
-        raise ValueError(f"none of the pictures is a photograph of at least {LEAST_WIDTH} pixels in width")
+        raise ValueError(f"none of the pictures is a photograph of at least {least_width(width)} pixels in width")
     if processes > 1:
         with ProcessPoolExecutor(processes) as pool:
             made = list(pool.map(_distorted_rows, jobs))
     else:
-        made = [_distorted_rows(job) for job in jobs]
+        made: list[list[Row]] = []
+        for job in jobs:
+            watch()
+            made.append(_distorted_rows(job))
     rows = consensus([row for rows in made for row in rows])
     with (out / "scores.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, [field.name for field in fields(Row)])

@@ -23,12 +23,24 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.iqa.datasets import BadDataset, Record, load_folder
+from services.iqa.datasets import (
+    LEAST_SOURCES,
+    TABLE,
+    BadDataset,
+    Record,
+    find_photographs,
+    load_folder,
+    readable_records,
+    with_splits,
+)
 from services.iqa.evaluate import read_pixels, srcc
 from services.iqa.export import export_bundle
 from services.iqa.model import LEVELS, PMTIQA, level_of
 from services.iqa.schemas import TrainConfig
-from shared.jobs.context import LocalContext, StopReason, TrainingContext
+from services.iqa.synthesise import is_photographic, least_width, pristine_views, synthesise
+from shared.datasets import folder_digest
+from shared.jobs.config import read_config
+from shared.jobs.context import JobStopped, LocalContext, TrainingContext
 from shared.problems import FourfoldError
 
 
@@ -39,23 +51,16 @@ class TrainingDiverged(FourfoldError):
     title = "The training diverged"
 
 
-class TrainingStopped(FourfoldError):
-    """The recipe was asked to stop; `reason` says by whom."""
-
-    code = "training-stopped"
-    title = "The training was stopped"
-
-    def __init__(self, reason: StopReason) -> None:
-        super().__init__(f"Stopped: {reason}.")
-        self.reason = reason
-
-
 def train(config: TrainConfig, data: Path, context: TrainingContext) -> Path:
-    """Train on the folder `data` (see `load_folder`; with splits) and return the bundle's folder.
+    """Train on the folder `data`, with a scores.csv (see `load_folder`) or pristine photographs, which are distorted
+    first; return the bundle's folder.
 
-    The test split is looked at once, by the export. Raises BadDataset, TrainingDiverged or TrainingStopped.
+    The test split is looked at once, by the export. Raises BadDataset, TrainingDiverged or JobStopped.
     """
-    records = load_folder(data)
+    digest = folder_digest("iqa", data)
+    if not (data / TABLE).is_file():
+        data = _synthetic(config, data, context)
+    records = with_splits(readable_records(data) if config.bad_files == "exclude" else load_folder(data))
     parts = {name: [record for record in records if record.split == name] for name in ("train", "validation", "test")}
     for name, part in parts.items():
         if not part:
@@ -68,9 +73,49 @@ def train(config: TrainConfig, data: Path, context: TrainingContext) -> Path:
         kinds=kinds,
         train=parts["train"],
         test=parts["test"],
-        data=data,
+        dataset_digest=digest,
         device=str(_device(config.device)),
+        champion=context.champion(),
     )
+
+
+def _synthetic(config: TrainConfig, photographs: Path, context: TrainingContext) -> Path:
+    """The folder of a set made from the pristine photographs; the same seed makes the same set."""
+    usable: dict[Path, str] = {}
+    for path, scene in find_photographs(photographs).items():
+        try:
+            views = pristine_views(path, 1, np.random.default_rng(0), config.synthetic_width)
+        except OSError as error:
+            if config.bad_files == "refuse":
+                raise BadDataset(f"{path.name} cannot be read as an image.", file=path.name) from error
+            continue
+        if views and is_photographic(views[0]):
+            usable[path] = scene
+        else:
+            context.logger.info("%s is left out: too small, or no photograph", path.name)
+    if len(usable) < LEAST_SOURCES:
+        least = least_width(config.synthetic_width)
+        raise BadDataset(
+            f"{len(usable)} of the pictures are photographs at least {least} pixels wide; it takes {LEAST_SOURCES}. "
+            "Send larger ones, or set a smaller synthetic_width."
+        )
+    folder = context.artefact("set")
+    context.logger.info("making distorted pictures of %d photographs", len(usable))
+    synthesise(
+        usable,
+        folder,
+        views=config.synthetic_views,
+        share=config.synthetic_share,
+        seed=config.seed,
+        width=config.synthetic_width,
+        watch=lambda: _check_stop(context),
+    )
+    return folder
+
+
+def _check_stop(context: TrainingContext) -> None:
+    if (reason := context.should_stop()) is not None:
+        raise JobStopped(reason)
 
 
 def fit(
@@ -165,8 +210,7 @@ def _train_epoch(
         model.backbone.eval()  # ImageNet's batch statistics: crops of a few photographs are too alike for new ones
     losses: list[float] = []
     for start in range(0, len(order) - config.batch_size + 1, config.batch_size):
-        if (reason := context.should_stop()) is not None:
-            raise TrainingStopped(reason)
+        _check_stop(context)
         chosen = order[start : start + config.batch_size]
         crops = np.stack([_crop(images[index], config.crop, random) for index in chosen])
         image = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2).float()
@@ -270,7 +314,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="TrainConfig fields")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    config = TrainConfig.model_validate(dict(item.split("=", 1) for item in given.set))
+    config = read_config(TrainConfig, dict(item.split("=", 1) for item in given.set))
     print(train(config, given.data, LocalContext(given.out)))
 
 

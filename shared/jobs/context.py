@@ -12,12 +12,27 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from shared.problems import FourfoldError
+
 
 class StopReason(StrEnum):
     """Why a recipe is asked to end early."""
 
     USER = "user"  # cancelled: keep nothing more
-    SHUTDOWN = "shutdown"  # the worker goes away: checkpoint, someone resumes
+    SHUTDOWN = "shutdown"  # the worker goes away: someone resumes from the last checkpoint
+    TIME_LIMIT = "time limit"  # the job has had its time
+    LOST = "lost"  # the job belongs to another worker by now
+
+
+class JobStopped(FourfoldError):
+    """A recipe raises this when it was asked to stop; `reason` says by whom."""
+
+    code = "job-stopped"
+    title = "The job was stopped"
+
+    def __init__(self, reason: StopReason) -> None:
+        super().__init__(f"Stopped: {reason}.")
+        self.reason = reason
 
 
 class TrainingContext(Protocol):
@@ -42,7 +57,11 @@ class TrainingContext(Protocol):
         ...
 
     def artefact(self, name: str) -> Path:
-        """A local path to write a named output file to; it is kept with the job."""
+        """A local path for a named output file or folder; gone after the job, unless the recipe returns it."""
+        ...
+
+    def champion(self) -> Path | None:
+        """The verified bundle that is served now, to compare with on the held-out split; None if there is none."""
         ...
 
 
@@ -75,3 +94,6 @@ class LocalContext:
         path = self.folder / "artefacts" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def champion(self) -> Path | None:
+        return None

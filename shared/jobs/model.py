@@ -53,6 +53,15 @@ class IdempotencyConflict(Conflict):
     title = "The Idempotency-Key was used for another request"
 
 
+@dataclass(frozen=True)
+class Point:
+    """Progress at one step, for curves: `time` is seconds since 1970."""
+
+    step: int
+    time: float
+    metrics: dict[str, float]
+
+
 def check_transition(old: JobState, new: JobState) -> None:
     """Raise IllegalTransition unless `old` may become `new`."""
     if new not in TRANSITIONS[old]:
@@ -80,6 +89,7 @@ class Job:
     attempt: int = 0
     lost_leases: int = 0
     max_attempts: int = 3  # leases that may be lost before the job fails
+    time_limit: float = 86_400.0  # seconds that one attempt may take
     published_at: float | None = None  # when the broker was last told of it
     started_at: float | None = None  # of the first attempt
     finished_at: float | None = None

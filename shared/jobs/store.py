@@ -19,11 +19,13 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from shared.database import Base
 from shared.jobs.model import (
+    ENDED,
     IdempotencyConflict,
     IllegalTransition,
     Job,
     JobState,
     LeaseLost,
+    Point,
     check_transition,
 )
 from shared.problems import NotFound
@@ -56,6 +58,18 @@ class JobStore(Protocol):
 
         `change` may be called again when somebody else was faster. Raises NotFound.
         """
+        ...
+
+    def add_point(self, job_id: str, point: Point) -> None:
+        """Keep a point of the job's curves; a step that comes again, after a resumption, replaces the earlier one."""
+        ...
+
+    def points(self, job_id: str) -> list[Point]:
+        """The job's curves, in the order of their steps."""
+        ...
+
+    def refers_to(self, dataset: str) -> bool:
+        """Whether a job that has not ended works on the data set."""
         ...
 
     def lapsed(self, now: float) -> list[str]:
@@ -215,6 +229,7 @@ class MemoryJobStore:
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
         self._keys: dict[tuple[str, str], tuple[str, str]] = {}  # (creator, key) → (job id, fingerprint)
+        self._points: dict[str, dict[int, Point]] = {}
         self._lock = threading.Lock()
 
     def submit(self, job: Job, *, idempotency_key: str | None = None, fingerprint: str = "") -> tuple[Job, bool]:
@@ -248,6 +263,15 @@ class MemoryJobStore:
             self._jobs[job_id] = changed = change(self.get(job_id))
             return changed
 
+    def add_point(self, job_id: str, point: Point) -> None:
+        self._points.setdefault(job_id, {})[point.step] = point
+
+    def points(self, job_id: str) -> list[Point]:
+        return [point for _, point in sorted(self._points.get(job_id, {}).items())]
+
+    def refers_to(self, dataset: str) -> bool:
+        return any(job.dataset == dataset and job.state not in ENDED for job in list(self._jobs.values()))
+
     def lapsed(self, now: float) -> list[str]:
         running = (job for job in list(self._jobs.values()) if job.state is JobState.RUNNING)
         return sorted(job.id for job in running if job.lease_until is not None and job.lease_until <= now)
@@ -273,6 +297,7 @@ class JobRow(Base):
     attempt: Mapped[int]
     lost_leases: Mapped[int]
     max_attempts: Mapped[int]
+    time_limit: Mapped[float]
     published_at: Mapped[float | None]
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
@@ -298,6 +323,15 @@ class JobRow(Base):
     def take(self, job: Job) -> None:
         for name in _COLUMNS:
             setattr(self, name, getattr(job, name))
+
+
+class PointRow(Base):
+    __tablename__ = "job_points"
+
+    job_id: Mapped[str] = mapped_column(primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    time: Mapped[float]
+    metrics: Mapped[dict[str, float]] = mapped_column(JSON)
 
 
 _COLUMNS = tuple(item.name for item in fields(Job))
@@ -359,6 +393,21 @@ class SqlJobStore:
                 return changed
             except StaleDataError:
                 continue  # somebody else was faster: look again
+
+    def add_point(self, job_id: str, point: Point) -> None:
+        with Session(self._engine) as session, session.begin():
+            session.merge(PointRow(job_id=job_id, step=point.step, time=point.time, metrics=point.metrics))
+
+    def points(self, job_id: str) -> list[Point]:
+        asked = select(PointRow).where(PointRow.job_id == job_id).order_by(PointRow.step)
+        with Session(self._engine) as session:
+            return [Point(row.step, row.time, row.metrics) for row in session.scalars(asked)]
+
+    def refers_to(self, dataset: str) -> bool:
+        live = [state.value for state in JobState if state not in ENDED]
+        asked = select(JobRow.id).where(JobRow.dataset == dataset, JobRow.state.in_(live)).limit(1)
+        with Session(self._engine) as session:
+            return session.scalar(asked) is not None
 
     def lapsed(self, now: float) -> list[str]:
         asked = select(JobRow.id).where(JobRow.state == JobState.RUNNING.value, JobRow.lease_until <= now)

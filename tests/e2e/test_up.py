@@ -1,13 +1,8 @@
 """What `make up` starts, driven the way a newcomer drives it."""
 
-import os
 import re
-import signal
 import stat
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -18,47 +13,7 @@ from sklearn.datasets import load_sample_images
 
 from fourfold import ApiError, Client
 from shared.testing import free_port
-
-COMMAND = str(Path(sys.executable).with_name("fourfold"))
-
-
-class Up:
-    def __init__(self, home, *options):
-        self.home = home
-        self.port = free_port()
-        self.environment = {**os.environ, "FOURFOLD_HOME": str(home)}
-        self.log = home.with_suffix(".log")
-        with self.log.open("w") as stream:
-            command = [COMMAND, "up", "--port", str(self.port), *options]
-            self.process = subprocess.Popen(command, env=self.environment, stdout=stream, stderr=stream)
-        self.until(lambda: "Ctrl-C stops" in self.text, 90)
-
-    @property
-    def text(self):
-        return self.log.read_text()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def key(self):
-        return (self.home / "key").read_text().strip()
-
-    def until(self, condition, seconds):
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, self.text
-            assert self.process.poll() is None, self.text
-            time.sleep(0.05)
-
-    def run(self, *arguments):
-        return subprocess.run([COMMAND, *arguments], env=self.environment, capture_output=True, text=True, timeout=60)
-
-    def stop(self, number=signal.SIGINT):
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        return self.process.wait(60)
+from tests.running import COMMAND, Up
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +38,7 @@ def photos(tmp_path_factory):
 
 def test_each_part_is_announced_when_it_is_ready(up):
     lines = re.findall(r"^(\w+) +ready in [\d.]+ s$", up.text, re.MULTILINE)
-    assert lines == ["valkey", "iqa", "gateway"]
+    assert lines == ["valkey", "reaper", "worker", "batch", "iqa", "gateway"]
     assert "fourfold score photo.jpg" in up.text
 
 

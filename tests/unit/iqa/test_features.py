@@ -10,7 +10,7 @@ from skimage import data
 
 from services.iqa import predict
 from services.iqa.features import DamagedImage, decode
-from shared.repository import Bundle
+from shared.bundles import Bundle
 from shared.settings import ServiceSettings
 
 PRETRAINED = Path(predict.__file__).with_name("pretrained")

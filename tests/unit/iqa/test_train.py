@@ -20,9 +20,9 @@ from services.iqa.distortions import distort
 from services.iqa.export import export_onnx
 from services.iqa.model import LEVELS, PMTIQA, ServedGraph
 from services.iqa.schemas import TrainConfig
-from services.iqa.train import TrainingDiverged, TrainingStopped, fit, loss_weights, train
-from shared.jobs.context import LocalContext, StopReason
-from shared.repository import Bundle
+from services.iqa.train import TrainingDiverged, fit, loss_weights, train
+from shared.bundles import Bundle
+from shared.jobs.context import JobStopped, LocalContext, StopReason
 
 KINDS = ["none", "gaussian-blur", "jpeg"]
 TINY = TrainConfig(epochs=3, batch_size=4, crop=64, validation_images=8, images_per_epoch=8, seed=1)
@@ -124,7 +124,7 @@ def test_a_resumed_training_ends_with_the_same_weights(
     folder: Path, fitted: tuple[PMTIQA, LocalContext], tmp_path: Path
 ):
     # Two batches an epoch: the third question is asked in the second epoch.
-    with pytest.raises(TrainingStopped) as stopped:
+    with pytest.raises(JobStopped) as stopped:
         fit(TINY, *parts(folder), KINDS, Stopping(tmp_path, after=3))
     assert stopped.value.reason is StopReason.SHUTDOWN
     resumed = LocalContext(tmp_path)

@@ -16,6 +16,7 @@ from shared.jobs.model import (
     Job,
     JobState,
     LeaseLost,
+    Point,
     check_transition,
     new_job_id,
 )
@@ -23,9 +24,9 @@ from shared.jobs.store import MemoryJobStore, SqlJobStore, claim
 from shared.problems import NotFound
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "engine", "postgres"])
 def store(request):
-    return MemoryJobStore() if request.param == "memory" else SqlJobStore(request.getfixturevalue("engine"))
+    return MemoryJobStore() if request.param == "memory" else SqlJobStore(request.getfixturevalue(request.param))
 
 
 def new(**values):
@@ -236,3 +237,20 @@ def test_a_refused_change_leaves_the_job_alone(store):
     with pytest.raises(ZeroDivisionError):
         store.change(job.id, lambda _: 1 / 0)
     assert store.get(job.id) == job
+
+
+def test_curves_keep_one_point_a_step(store):
+    job = submitted(store)
+    store.add_point(job.id, Point(2, 20.0, {"loss": 2.0}))
+    store.add_point(job.id, Point(1, 10.0, {"loss": 3.0}))
+    store.add_point(job.id, Point(2, 30.0, {"loss": 1.5}))
+    assert store.points(job.id) == [Point(1, 10.0, {"loss": 3.0}), Point(2, 30.0, {"loss": 1.5})]
+    assert store.points("none") == []
+
+
+def test_a_dataset_is_referred_to_until_its_jobs_have_ended(store):
+    job = submitted(store, dataset="ab" * 32)
+    assert store.refers_to("ab" * 32)
+    assert not store.refers_to("cd" * 32)
+    jobs.cancel(store, job.id)
+    assert not store.refers_to("ab" * 32)

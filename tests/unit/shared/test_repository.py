@@ -6,8 +6,9 @@ import uuid
 
 import pytest
 
+from shared.bundles import Bundle, BundleRejected, write_manifest
 from shared.problems import NotFound
-from shared.repository import AliasConflict, Bundle, BundleRejected, ModelRepository, write_manifest
+from shared.repository import AliasConflict, ModelRepository
 from shared.testing import toy_bundle
 
 

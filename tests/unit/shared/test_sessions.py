@@ -7,8 +7,9 @@ import numpy as np
 import psutil
 import pytest
 
+from shared.bundles import BundleRejected
 from shared.problems import InputError, NotFound, NotReady
-from shared.repository import BundleRejected, ModelRepository
+from shared.repository import ModelRepository
 from shared.sessions import ModelHost, OnnxSession
 from shared.settings import ServiceSettings
 from shared.testing import load_toy, toy_bundle

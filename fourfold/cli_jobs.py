@@ -1,0 +1,151 @@
+"""`fourfold train` and `fourfold jobs`: submit, watch, list, show, cancel, and read the log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+
+from fourfold.cli_keys import when
+
+app = typer.Typer(invoke_without_command=True)
+COLUMNS = ("id", "kind", "domain", "state", "step", "submitted", "result")
+
+
+def train(
+    domain: Annotated[str, typer.Argument(help="What to train, for example iqa.")],
+    dataset: Annotated[str, typer.Option(help="Name or digest of a data set.")],
+    set: Annotated[list[str] | None, typer.Option(help="A setting, KEY=VALUE; repeat for several.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end; Ctrl-C detaches.")] = False,
+    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key never makes a second job.")] = None,
+) -> None:
+    """Submit a training."""
+    from fourfold.client import Client
+
+    config = {name: _value(text) for name, _, text in (item.partition("=") for item in set or [])}
+    with Client() as client:
+        job = client.train(domain, dataset, config, idempotency_key=key)
+        print(job["id"])
+        if watch:
+            _watch(client, job["id"])
+
+
+@app.callback()
+def listing(
+    context: typer.Context,
+    state: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed or cancelled.")] = None,
+    limit: Annotated[int, typer.Option(help="How many of the newest.", min=1, max=500)] = 20,
+) -> None:
+    """Jobs, newest first."""
+    if context.invoked_subcommand is not None:
+        return
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from fourfold.client import Client
+
+    table = Table(*(Column(name, no_wrap=name != "result") for name in COLUMNS))
+    with Client() as client:
+        for job in client.jobs(state=state, limit=limit):
+            step = f"{job['step']}/{job['total']}" if job["total"] else ""
+            table.add_row(
+                job["id"], job["kind"], job["domain"], job["state"], step, when(job["created_at"]), _outcome(job)
+            )
+    Console().print(table)
+
+
+@app.command()
+def show(job_id: str) -> None:
+    """Everything about one job, as JSON, with its curves."""
+    import orjson
+
+    from fourfold.client import Client
+
+    with Client() as client:
+        job = {**client.job(job_id), "points": client.job_points(job_id)}
+    print(orjson.dumps(job, option=orjson.OPT_INDENT_2).decode())
+
+
+@app.command()
+def cancel(job_id: str) -> None:
+    """Ask a job to end."""
+    from fourfold.client import Client
+
+    with Client() as client:
+        job = client.cancel_job(job_id)
+    print(f"{job_id} is {job['state']}" + ("; it stops at its next step" if job["state"] == "running" else ""))
+
+
+@app.command()
+def watch(job_id: str) -> None:
+    """Follow a job to its end; Ctrl-C detaches."""
+    from fourfold.client import Client
+
+    with Client() as client:
+        _watch(client, job_id)
+
+
+@app.command()
+def logs(
+    job_id: str, follow: Annotated[bool, typer.Option("--follow", help="Go on until the job has ended.")] = False
+) -> None:
+    """Print a job's log."""
+    from fourfold.client import Client
+
+    start = 0
+    with Client() as client:
+        while True:
+            ended = client.job(job_id)["finished_at"] is not None
+            text = client.job_log(job_id, start)
+            start += len(text)
+            sys.stdout.write(text.decode(errors="replace"))
+            sys.stdout.flush()
+            if text:
+                continue
+            if ended or not follow:
+                return
+            time.sleep(1)
+
+
+def _watch(client: Any, job_id: str) -> None:
+    """Print each event; exits with 1 unless the job succeeds."""
+    try:
+        for event in client.job_events(job_id):
+            data = event["data"]
+            if event["event"] == "progress":
+                figures = "  ".join(f"{name} {value:.4g}" for name, value in data["metrics"].items())
+                left = data["seconds_left"]
+                print(f"{data['step']}/{data['total']}  {figures}  {_duration(left)} left", flush=True)
+            elif event["event"] == "state":
+                asked = data["state"] == "running" and data["cancel_requested_at"]
+                print(f"{data['state']}{', stopping' if asked else ''}  {_outcome(data)}".rstrip(), flush=True)
+                if data["finished_at"] is not None and data["state"] != "succeeded":
+                    raise typer.Exit(1)
+    except KeyboardInterrupt:
+        print(f"\ndetached; the job goes on. Follow it with: fourfold jobs watch {job_id}", file=sys.stderr)
+
+
+def _outcome(job: dict[str, Any]) -> str:
+    if job["problem"]:
+        return f"{job['problem'].get('title', 'failed')}: {job['problem'].get('detail', '')}"
+    result: dict[str, Any] = job["result"] or {}
+    if "version" in result:
+        return f"{result['model']}/{result['version']}"
+    return str(result.get("state", ""))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _value(text: str) -> Any:
+    """A setting as JSON where it is JSON, else as the word it is."""
+    import orjson
+
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text

@@ -1,0 +1,74 @@
+"""What a job leaves on disk, on any fsspec file system: checkpoints, logs and its other files.
+
+<root>/<job>/checkpoint.<attempt>.safetensors    of the attempt that wrote it: a lost owner spoils nobody's
+<root>/<job>/log.<attempt>.txt
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+
+class JobFiles:
+    """Files of all jobs below one fsspec URL."""
+
+    def __init__(self, location: str) -> None:
+        fs, root = fsspec.core.url_to_fs(location, use_listings_cache=False)
+        self.fs: AbstractFileSystem = fs
+        self.root: str = root
+
+    def keep_checkpoint(self, job_id: str, attempt: int, path: Path) -> None:
+        """Make the file at `path` the newest checkpoint, whole or not at all, and drop those of earlier attempts."""
+        self._put(path, f"{self._folder(job_id)}/checkpoint.{attempt}.safetensors")
+        for earlier in self._attempts(job_id, "checkpoint"):
+            if earlier < attempt:
+                with suppress(FileNotFoundError):
+                    self.fs.rm_file(f"{self._folder(job_id)}/checkpoint.{earlier}.safetensors")
+
+    def fetch_checkpoint(self, job_id: str, path: Path) -> bool:
+        """Copy the newest checkpoint to `path`; False if there is none."""
+        attempts = self._attempts(job_id, "checkpoint")
+        if not attempts:
+            return False
+        self.fs.get_file(f"{self._folder(job_id)}/checkpoint.{attempts[-1]}.safetensors", str(path))
+        return True
+
+    def keep_log(self, job_id: str, attempt: int, path: Path) -> None:
+        """Replace the attempt's log by the file at `path`."""
+        self._put(path, f"{self._folder(job_id)}/log.{attempt}.txt")
+
+    def log(self, job_id: str, start: int = 0, limit: int = 1 << 20) -> bytes:
+        """Up to `limit` bytes of the logs of all attempts, one after the other, from byte `start` on."""
+        text = b""
+        for attempt in self._attempts(job_id, "log"):
+            with suppress(FileNotFoundError):
+                kept: Any = self.fs.cat_file(f"{self._folder(job_id)}/log.{attempt}.txt")
+                text += kept
+        return text[start : start + limit]
+
+    def _folder(self, job_id: str) -> str:
+        return f"{self.root}/{job_id}"
+
+    def _attempts(self, job_id: str, kind: str) -> list[int]:
+        try:
+            names = [str(path).rpartition("/")[2].split(".") for path in self.fs.ls(self._folder(job_id), detail=False)]
+        except FileNotFoundError:
+            return []
+        return sorted(int(parts[1]) for parts in names if parts[0] == kind and len(parts) == 3 and parts[1].isdigit())
+
+    def _put(self, path: Path, target: str) -> None:
+        self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        draft = f"{target}.{uuid4().hex}"
+        try:
+            self.fs.put_file(str(path), draft)
+            self.fs.mv(draft, target)
+        except BaseException:
+            with suppress(OSError):
+                self.fs.rm_file(draft)
+            raise

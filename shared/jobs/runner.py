@@ -1,0 +1,316 @@
+"""Runs one job in a worker's process: claim, heartbeat, checkpoint, publish, and a last word whatever happens."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass, field
+from errno import EDQUOT, ENOSPC
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import structlog
+from numpy.typing import NDArray
+from sqlalchemy.exc import DBAPIError
+
+from shared.datasets import Datasets, Report
+from shared.jobs.config import read_config
+from shared.jobs.context import JobStopped, LocalContext, StopReason
+from shared.jobs.events import EventLog
+from shared.jobs.files import JobFiles
+from shared.jobs.model import Job, JobState, LeaseLost, Point
+from shared.jobs.store import JobStore, claim, finish, heartbeat, release
+from shared.problems import FourfoldError, Unprocessable, problem_document
+from shared.repository import ModelRepository
+from shared.settings import Settings
+
+HEARTBEAT_SECONDS = 2.0
+GRACE_SECONDS = 30.0  # a recipe that does not stop in this time is ended with its process
+PERSIST_SECONDS = 600.0  # how long an ended job waits for the database to take its result
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+def _abandon() -> None:
+    os._exit(1)
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a worker's process works with."""
+
+    settings: Settings
+    store: JobStore
+    events: EventLog
+    files: JobFiles
+    datasets: Datasets
+    models: ModelRepository
+    shutting_down: Callable[[], bool] = lambda: False
+    abandon: Callable[[], None] = field(default=_abandon)  # ends this process at once
+    recipes: str = "services"  # the package with a folder for each domain
+
+
+def run_job(place: Workplace, job_id: str) -> None:
+    """Run the job if it can be claimed; a second delivery of its task finds it taken and does nothing."""
+    name = f"{platform.node()}:{os.getpid()}"
+    job = persist(lambda: claim(place.store, job_id, name, place.settings.lease_seconds))
+    if job is None:
+        log.info("nothing to do: the job is taken or has ended", job=job_id)
+        return
+    log.info("job started", job=job.id, kind=job.kind, domain=job.domain, attempt=job.attempt)
+    with TemporaryDirectory(prefix="fourfold-job-") as scratch, ExitStack() as stack:
+        heart = Heart(place, job, Path(scratch))
+        context = WorkerContext(place, job, Path(scratch), heart, stack)
+        stack.enter_context(heart)
+        _conclude(place, job, heart, *_attempt(place, job, context))
+    log.info("job left", job=job.id, state=place.store.get(job.id).state)
+
+
+def _attempt(place: Workplace, job: Job, context: WorkerContext) -> tuple[JobState | StopReason, dict[str, Any]]:
+    """How it went: (SUCCEEDED, result), (FAILED, problem) or (why it was stopped, {})."""
+    try:
+        return JobState.SUCCEEDED, _KINDS[job.kind](place, job, context)
+    except JobStopped as stopped:
+        return stopped.reason, {}
+    except LeaseLost:
+        return StopReason.LOST, {}
+    except Exception as error:
+        context.logger.error("%s", traceback.format_exc())
+        return JobState.FAILED, problem_of(error)
+
+
+def _conclude(
+    place: Workplace, job: Job, heart: Heart, outcome: JobState | StopReason, content: dict[str, Any]
+) -> None:
+    heart.keep_log()
+    with suppress(LeaseLost):  # then it belongs to another attempt, which has the last word
+        match outcome:
+            case JobState.SUCCEEDED:
+                persist(lambda: finish(place.store, job.id, job.attempt, JobState.SUCCEEDED, result=content))
+            case JobState.FAILED:
+                persist(lambda: finish(place.store, job.id, job.attempt, JobState.FAILED, problem=content))
+            case StopReason.USER:
+                persist(lambda: finish(place.store, job.id, job.attempt, JobState.CANCELLED))
+            case StopReason.TIME_LIMIT:
+                detail = f"It was stopped after {job.time_limit:g} s; its last checkpoint is kept."
+                problem = {"title": "The job took longer than its time limit", "detail": detail}
+                persist(lambda: finish(place.store, job.id, job.attempt, JobState.FAILED, problem=problem))
+            case StopReason.SHUTDOWN:
+                persist(lambda: release(place.store, job.id, job.attempt))
+            case _:
+                pass
+
+
+def persist(call: Callable[[], T], seconds: float = PERSIST_SECONDS) -> T:
+    """The call's result; while the database is away it is tried again, for `seconds`."""
+    ends = time.monotonic() + seconds
+    pause = 0.1
+    while True:
+        try:
+            return call()
+        except DBAPIError as error:
+            if time.monotonic() > ends:
+                raise
+            log.warning("the database is away", error=type(error.orig).__name__)
+            time.sleep(pause)
+            pause = min(pause * 2, 5.0)
+
+
+def problem_of(error: Exception) -> dict[str, Any]:
+    """What the job's owner is told: a sentence to act on, without paths; the log has the rest."""
+    if isinstance(error, FourfoldError):
+        document = problem_document(error, None)
+        del document["request_id"]
+        return document
+    if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
+        detail = "A disk that the job writes to is full. Nothing was published; make room and submit it again."
+        return {"title": "The disk is full", "detail": detail}
+    # torch has its own kinds: torch.OutOfMemoryError on a GPU, a RuntimeError of its allocator on the CPU.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "alloc" in str(error)[:200]:
+        detail = "The job needs more memory than there is; the last checkpoint is kept. Try a smaller batch."
+        return {"title": "Out of memory", "detail": detail}
+    detail = f"An unexpected {type(error).__name__}; the job's log says where."
+    return {"title": "The job failed", "detail": detail}
+
+
+class Heart:
+    """Prolongs the lease and keeps the log from a thread of its own; learns there when to stop."""
+
+    def __init__(self, place: Workplace, job: Job, scratch: Path) -> None:
+        self.log_path = scratch / "log.txt"
+        self._place = place
+        self._job = job
+        self._reason: StopReason | None = None
+        self._started = time.monotonic()  # clocks that jump change nothing
+        self._since = 0.0  # when there was a reason first, on the monotonic clock
+        self._kept = -1
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._interval = min(HEARTBEAT_SECONDS, place.settings.lease_seconds / 4)
+
+    def __enter__(self) -> Heart:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def reason(self) -> StopReason | None:
+        if self._reason is None and self._place.shutting_down():
+            return StopReason.SHUTDOWN
+        return self._reason
+
+    def keep_log(self) -> None:
+        """Copy the log to the job's files if it has grown."""
+        size = self.log_path.stat().st_size if self.log_path.exists() else 0
+        if size != self._kept and size:
+            try:
+                self._place.files.keep_log(self._job.id, self._job.attempt, self.log_path)
+                self._kept = size
+            except OSError as error:
+                log.warning("the log cannot be kept now", job=self._job.id, error=str(error.strerror))
+
+    def _beat(self) -> None:
+        job, place = self._job, self._place
+        while not self._over.wait(self._interval):
+            try:
+                now = heartbeat(place.store, job.id, job.attempt, place.settings.lease_seconds)
+                if now.cancel_requested_at is not None:
+                    self._stop(StopReason.USER)
+                elif time.monotonic() > self._started + job.time_limit:
+                    self._stop(StopReason.TIME_LIMIT)
+            except LeaseLost:
+                self._stop(StopReason.LOST)
+            except Exception as error:  # the database is away; the lease may outlast that
+                log.warning("no heartbeat", job=job.id, error=type(error).__name__)
+            self.keep_log()
+            if self._reason is not None and time.monotonic() > self._since + GRACE_SECONDS:
+                log.error("the recipe does not stop; ending its process", job=job.id, reason=self._reason)
+                _conclude(place, job, self, self._reason, {})
+                place.abandon()
+                return
+
+    def _stop(self, reason: StopReason) -> None:
+        if self._reason is None:
+            self._reason, self._since = reason, time.monotonic()
+
+
+class WorkerContext(LocalContext):
+    """A TrainingContext whose progress, checkpoints and log outlive this process and machine."""
+
+    def __init__(self, place: Workplace, job: Job, scratch: Path, heart: Heart, stack: ExitStack) -> None:
+        super().__init__(scratch)
+        self._place = place
+        self._job = job
+        self._heart = heart
+        self._stack = stack
+        self._started = time.time()
+        self._first: int | None = None  # the step of this attempt's first report
+        self.logger = logging.getLogger(f"fourfold.job.{job.id}")
+        self.logger.setLevel(logging.INFO)
+        handler = logging.FileHandler(heart.log_path, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.logger.addHandler(handler)
+        stack.callback(self._close_log, handler)
+        if job.attempt > 1:
+            self.logger.info("attempt %d on %s", job.attempt, job.worker)
+
+    def _close_log(self, handler: logging.Handler) -> None:
+        self.logger.removeHandler(handler)
+        handler.close()
+
+    def report(self, *, step: int, total: int, **metrics: float) -> None:
+        super().report(step=step, total=total, **metrics)
+        place, job = self._place, self._job
+        now = time.time()
+        self._first = step - 1 if self._first is None else self._first
+        left = (now - self._started) / max(1, step - self._first) * (total - step)
+        point = Point(step, now, {name: float(value) for name, value in metrics.items()})
+        persist(
+            lambda: heartbeat(
+                place.store,
+                job.id,
+                job.attempt,
+                place.settings.lease_seconds,
+                step=step,
+                total=total,
+                metrics=point.metrics,
+            )
+        )
+        persist(lambda: place.store.add_point(job.id, point))
+        event = {"step": step, "total": total, "time": now, "metrics": point.metrics, "seconds_left": round(left, 1)}
+        with suppress(OSError):  # the store has the point; only the live stream misses it
+            place.events.add(job.id, "progress", event)
+
+    def checkpoint(self, state: Mapping[str, NDArray[Any]]) -> None:
+        super().checkpoint(state)
+        self._place.files.keep_checkpoint(self._job.id, self._job.attempt, self.folder / "checkpoint.safetensors")
+
+    def restore(self) -> dict[str, NDArray[Any]] | None:
+        self._place.files.fetch_checkpoint(self._job.id, self.folder / "checkpoint.safetensors")
+        state = super().restore()
+        if state is not None:
+            self.logger.info("resuming from the last checkpoint")
+        return state
+
+    def should_stop(self) -> StopReason | None:
+        return self._heart.reason
+
+    def champion(self) -> Path | None:
+        alias = self._place.models.aliases(self._job.domain).aliases.get("champion")
+        if alias is None:
+            return None
+        return self.enter(self._place.models.fetch(self._job.domain, alias.version)).folder
+
+    def enter(self, manager: AbstractContextManager[T]) -> T:
+        """Enter `manager` until the job ends."""
+        return self._stack.enter_context(manager)
+
+
+# -- the kinds of job
+
+
+def _train(place: Workplace, job: Job, context: WorkerContext) -> dict[str, Any]:
+    """`services.<domain>.train.train(config, data, context)` → the published version of its model."""
+    version = place.models.made_by(job.domain, job.id)  # an earlier attempt got that far
+    if version is None:
+        module = import_module(f"{place.recipes}.{job.domain}.train")
+        config = read_config(module.TrainConfig, job.config)
+        data = context.folder / "data"
+        if job.dataset is not None:
+            place.datasets.fetch(job.dataset, data)
+        folder = module.train(config, data, context)
+        if (reason := context.should_stop()) is not None and reason is not StopReason.SHUTDOWN:
+            raise JobStopped(reason)
+        heartbeat(place.store, job.id, job.attempt, place.settings.lease_seconds)  # raises if it is not ours any more
+        alias = place.models.aliases(job.domain).aliases.get("champion")
+        version = place.models.publish(folder, parent=alias.version if alias else None, key=job.id)
+        context.logger.info("published as %s/%d", job.domain, version)
+    return {"model": job.domain, "version": version}
+
+
+def _validate(place: Workplace, job: Job, context: WorkerContext) -> dict[str, Any]:
+    """`services.<domain>.datasets.validate(folder)` → the report, also kept with the data set."""
+    if job.dataset is None:
+        raise Unprocessable("The job names no data set.")
+    module = import_module(f"{place.recipes}.{job.domain}.datasets")
+    place.datasets.fetch(job.dataset, context.folder / "data")
+    report: Report = module.validate(context.folder / "data")
+    persist(lambda: place.datasets.judge(job.dataset or "", report))
+    return report.model_dump()
+
+
+_KINDS: Mapping[str, Callable[[Workplace, Job, WorkerContext], dict[str, Any]]] = {
+    "train": _train,
+    "validate": _validate,
+}

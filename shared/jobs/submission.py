@@ -1,0 +1,127 @@
+"""The route that accepts a domain's trainings: checks the configuration and the data set, and commits the job."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Header, Request
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from starlette.responses import JSONResponse
+
+from shared.about import PRINCIPAL_HEADER
+from shared.database import connect
+from shared.datasets import Dataset, Datasets, DatasetUnusable
+from shared.jobs.config import ConfigInvalid, RecipeConfig, read_config
+from shared.jobs.model import IdempotencyConflict, Job, new_job_id
+from shared.jobs.store import JobStore, SqlJobStore
+from shared.problems import Conflict, NotFound, Unprocessable, problem_responses
+from shared.settings import Settings
+
+
+class DatasetNotReady(Conflict):
+    code = "dataset-not-ready"
+    title = "The data set is still being validated"
+
+
+class Accepted(BaseModel):
+    """A job that will be run, whatever fails from now on."""
+
+    id: str
+    state: str
+    links: dict[str, str] = Field(description="Where to look: `self`, `events`, `logs`.")
+
+
+def accepted(job: Job) -> JSONResponse:
+    """202 with the job's place."""
+    here = f"/v1/jobs/{job.id}"
+    body = Accepted(
+        id=job.id, state=job.state, links={"self": here, "events": f"{here}/events", "logs": f"{here}/logs"}
+    )
+    return JSONResponse(body.model_dump(), status_code=202, headers={"Location": here})
+
+
+def check_dataset(dataset: Dataset, kind: str, config: RecipeConfig) -> None:
+    """Raise DatasetUnusable or DatasetNotReady unless a training of `kind` may start on the data set."""
+    if dataset.kind != kind:
+        raise DatasetUnusable(f"{dataset.name} is a data set of the kind {dataset.kind}, not {kind}.")
+    findings = dataset.report.get("findings", [])[:20]
+    match dataset.state:
+        case "validating":
+            raise DatasetNotReady(f"{dataset.name} is being validated; try again shortly.", retry_after=1)
+        case "invalid":
+            raise DatasetUnusable(_sentence(dataset.name, "is not valid", findings), findings=findings)
+        case "flawed" if config.bad_files == "refuse":
+            what = "has bad files; mend them, or set bad_files to 'exclude'"
+            raise DatasetUnusable(_sentence(dataset.name, what, findings), findings=findings)
+        case _:
+            pass
+
+
+def _sentence(name: str, what: str, findings: list[dict[str, Any]]) -> str:
+    if not findings:
+        return f"{name} {what}."
+    first = findings[0]
+    place = first["file"] + (f" line {first['line']}" if first.get("line") else "")
+    return f"{name} {what}. First of {len(findings)}: {place}: {first['problem']}"
+
+
+def training_router(name: str, config_type: type[RecipeConfig], settings: Settings) -> APIRouter:
+    """`POST /v1/<name>/training-jobs`."""
+    engine = connect(settings.database_location)
+    store: JobStore = SqlJobStore(engine)
+    datasets = Datasets(engine, settings)
+    router = APIRouter(prefix=f"/v1/{name}", tags=[name])
+    schema = config_type.model_json_schema()
+    request_type: Any = create_model(
+        "TrainingRequest",
+        __config__=ConfigDict(extra="forbid"),
+        dataset=(str, Field(min_length=1, max_length=80, description="Name, digest, or the digest's first digits.")),
+        config=(
+            dict[str, Any],
+            Field(default={}, description="The TrainConfig.", json_schema_extra={"properties": schema["properties"]}),
+        ),
+    )
+
+    async def submit(
+        request: Request,
+        asked: Any,
+        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+    ) -> JSONResponse:
+        """Accept a training; the same Idempotency-Key with the same body answers with the same job."""
+        by = request.headers.get(PRINCIPAL_HEADER, "")
+        config = read_config(config_type, asked.config)
+        fingerprint = hashlib.sha256(orjson.dumps([name, asked.model_dump()], option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+        def commit() -> Job:
+            dataset = datasets.resolve(asked.dataset)
+            check_dataset(dataset, name, config)
+            job = Job(
+                id=new_job_id(),
+                kind="train",
+                domain=name,
+                queue=queue_for(config, settings),
+                config=config.model_dump(),
+                created_at=time.time(),
+                dataset=dataset.digest,
+                created_by=by,
+                time_limit=settings.job_time_limit_seconds,
+            )
+            return store.submit(job, idempotency_key=idempotency_key, fingerprint=fingerprint)[0]
+
+        return accepted(await asyncio.to_thread(commit))
+
+    submit.__annotations__["asked"] = request_type  # so that the document shows this domain's settings
+    errors = (ConfigInvalid, DatasetUnusable, Unprocessable, DatasetNotReady, IdempotencyConflict, NotFound)
+    router.post("/training-jobs", status_code=202, response_model=Accepted, responses=problem_responses(*errors))(
+        submit
+    )
+    return router
+
+
+def queue_for(config: RecipeConfig, settings: Settings) -> str:
+    """By the device that the configuration asks for."""
+    return {"cpu": "train.cpu", "cuda": "train.gpu"}.get(config.device, settings.default_train_queue)

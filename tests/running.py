@@ -1,0 +1,53 @@
+"""`fourfold up` as a process, for end-to-end tests and drills."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from shared.testing import free_port
+
+COMMAND = str(Path(sys.executable).with_name("fourfold"))
+
+
+class Up:
+    def __init__(self, home, *options, **environment):
+        self.home = home
+        self.port = free_port()
+        self.environment = {**os.environ, "FOURFOLD_HOME": str(home), **environment}
+        self.log = home.with_suffix(".log")
+        with self.log.open("w") as stream:
+            command = [COMMAND, "up", "--port", str(self.port), *options]
+            self.process = subprocess.Popen(command, env=self.environment, stdout=stream, stderr=stream)
+        self.until(lambda: "Ctrl-C stops" in self.text, 90)
+
+    @property
+    def text(self):
+        return self.log.read_text()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def key(self):
+        return (self.home / "key").read_text().strip()
+
+    def until(self, condition, seconds):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, self.text
+            assert self.process.poll() is None, self.text
+            time.sleep(0.05)
+
+    def run(self, *arguments, timeout=60):
+        return subprocess.run(
+            [COMMAND, *arguments], env=self.environment, capture_output=True, text=True, timeout=timeout
+        )
+
+    def stop(self, number=signal.SIGINT):
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(60)
