@@ -16,7 +16,7 @@ import aiohttp
 import orjson
 
 from fourfold import location
-from fourfold.errors import ApiError, ConnectionFailed
+from fourfold.errors import ApiError, ConnectionFailed, NothingEarlier
 
 T = TypeVar("T")
 Image = str | Path | bytes
@@ -252,12 +252,15 @@ class AsyncClient:
         return await self.request("PUT", f"/v1/models/{quote(name, safe='')}/aliases/{alias}", json=asked)
 
     async def rollback(self, name: str, *, reason: str = "") -> int:
-        """Make the champion before this one the champion again; its version. Raises ValueError if there was none."""
+        """Make the champion before this one the champion again; its version.
+
+        Raises NothingEarlier if there was none.
+        """
         model = await self.model(name)
         champions = [table["aliases"]["champion"]["version"] for table in model["history"] if table["aliases"]]
         earlier = [version for version in champions if version != champions[-1]]
         if not earlier:
-            raise ValueError(f"{name} had no other champion")
+            raise NothingEarlier(f"{name} had no other champion.")
         generation = model["aliases"]["generation"]
         reason = reason or f"rollback from {champions[-1]}"
         await self.set_alias(name, "champion", earlier[-1], reason=reason, expected_generation=generation)

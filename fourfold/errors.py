@@ -3,6 +3,7 @@
 FourfoldClientError
 ├── ConnectionFailed      nobody answers at the URL
 ├── NoKey                 no API key was given or found
+├── NothingEarlier        there is no champion to go back to
 └── ApiError              the gateway answered with a problem (RFC 9457)
 """
 
@@ -23,6 +24,10 @@ class ConnectionFailed(FourfoldClientError):
 
 class NoKey(FourfoldClientError):
     """No API key was given or found."""
+
+
+class NothingEarlier(FourfoldClientError):
+    """There is no champion to go back to."""
 
 
 class ApiError(FourfoldClientError):

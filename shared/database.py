@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from filelock import FileLock
-from sqlalchemy import Engine, MetaData, create_engine, event
+from sqlalchemy import URL, Engine, MetaData, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import DeclarativeBase
+
+_MIGRATION_LOCK = 0x464F5552  # any number that all processes agree on
 
 
 class Base(DeclarativeBase):
@@ -47,15 +50,29 @@ def connect(url: str) -> Engine:
 
 
 def upgrade(url: str) -> None:
-    """Bring the schema to the newest revision. Several processes may call it at once on SQLite."""
+    """Bring the schema to the newest revision. Several processes may call it at once."""
     parsed = make_url(url)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
     config.attributes["url"] = url
-    if parsed.get_backend_name() == "sqlite" and parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{parsed.database}.migrate")
-    else:
-        lock = nullcontext()  # PostgreSQL's DDL is transactional; deployments migrate in a one-shot
-    with lock:
+    with _alone(parsed):
         command.upgrade(config, "head")
+
+
+@contextmanager
+def _alone(url: URL) -> Iterator[None]:
+    """Hold the right to migrate the database at `url`."""
+    if url.get_backend_name() == "sqlite":
+        if not url.database:
+            yield  # in memory: nobody else sees it
+            return
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{url.database}.migrate"):
+            yield
+        return
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
+        yield  # the lock ends with the connection
+        connection.rollback()
+    engine.dispose()

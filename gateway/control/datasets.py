@@ -43,11 +43,10 @@ router = APIRouter(
 )
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Trainer = Annotated[Principal, Depends(needs("train"))]
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
 _ARCHIVE = {
     "requestBody": {
         "required": True,
-        "content": dict.fromkeys(("application/zip", "application/x-tar", "application/gzip"), _BINARY),
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
 _MADE = {200: {"model": Dataset, "description": "These files were a data set before; the name refers to it now."}}

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
-import redis
-import redis.asyncio
 
 KEPT = 10_000  # events of one job
 KEPT_SECONDS = 7 * 86_400
@@ -45,10 +43,13 @@ class RedisEvents:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._writer: redis.Redis | None = None
-        self._reader: redis.asyncio.Redis | None = None
+        # The client is imported at first use: it weighs 19 MB, and most gateways follow no job.
+        self._writer: Any = None
+        self._reader: Any = None
 
     def add(self, job_id: str, kind: str, data: Mapping[str, Any]) -> None:
+        import redis
+
         if self._writer is None:
             self._writer = redis.Redis.from_url(self._url, socket_timeout=5, socket_connect_timeout=1)
         entry: dict[Any, Any] = {"kind": kind, "data": orjson.dumps(data)}
@@ -61,6 +62,8 @@ class RedisEvents:
             raise ConnectionError(str(error)) from error
 
     async def read(self, job_id: str, after: str = START, seconds: float = 1.0) -> list[Event]:
+        import redis.asyncio
+
         if self._reader is None:
             self._reader = redis.asyncio.Redis.from_url(self._url, socket_timeout=seconds + 5, socket_connect_timeout=1)
         try:
