@@ -6,7 +6,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -38,6 +38,19 @@ def check_path(path: str) -> str:
     return "/".join(parts)
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """What the archive modules raise for bad archives becomes BadArchive; a disk's own errors stay as they are."""
+    try:
+        yield
+    except tarfile.ReadError:
+        raise BadArchive("It is neither a zip nor a tar archive, or it is cut short.") from None
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise BadArchive("It is damaged.") from None
+
+
 class _Counted:
     """A stream of one packed file that counts what is read from it against the whole archive's limits."""
 
@@ -46,7 +59,8 @@ class _Counted:
         self._budget = budget
 
     def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
+        with _told():
+            data = self._stream.read(size)
         self._budget[0] -= len(data)
         if self._budget[0] < 0:
             raise ArchiveTooLarge("It unpacks to more bytes than are taken, or than its size lets expect.")
@@ -72,7 +86,7 @@ def unpack(archive: Path, *, most_bytes: int, most_files: int) -> Iterator[tuple
             raise ArchiveTooLarge(f"It holds more than the {most_files} files that are taken.")
         return path
 
-    try:
+    with _told():
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as packed:
                 for item in packed.infolist():
@@ -96,12 +110,6 @@ def unpack(archive: Path, *, most_bytes: int, most_files: int) -> Iterator[tuple
                     stream = packed.extractfile(item)
                     if stream is not None:
                         yield path, _Counted(stream, budget)
-    except tarfile.ReadError:
-        raise BadArchive("It is neither a zip nor a tar archive, or it is cut short.") from None
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise BadArchive("It is damaged.") from None
 
 
 def without_common_folder(paths: list[str]) -> dict[str, str]:
