@@ -31,6 +31,9 @@ class Settings(BaseSettings):
         default=None, description="Collector for OpenTelemetry spans, such as http://localhost:4318; off if unset."
     )
     trace_share: float = Field(default=0.01, ge=0, le=1, description="Part of the requests that is traced.")
+    mlflow_url: str | None = Field(
+        default=None, description="Tracking server that trainings are mirrored to (extra `mlflow`); off if unset."
+    )
     lease_seconds: float = Field(
         default=20.0, ge=0.5, le=3600, description="How long a job stays with a worker that is not heard of."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -67,7 +67,7 @@ class _Counted:
         return data
 
 
-def unpack(archive: Path, *, most_bytes: int, most_files: int) -> Iterator[tuple[str, _Counted]]:
+def unpack(archive: Path, *, most_bytes: int, most_files: int) -> Generator[tuple[str, _Counted]]:
     """(path, stream with `read(size)`) of each file in a zip or tar archive; read each stream before the next.
 
     Raises BadArchive or ArchiveTooLarge, also while a stream is read.

@@ -26,6 +26,7 @@ from shared.jobs.config import read_config
 from shared.jobs.context import JobStopped, LocalContext, StopReason
 from shared.jobs.events import EventLog
 from shared.jobs.files import JobFiles
+from shared.jobs.mirror import Mirror
 from shared.jobs.model import Job, JobState, LeaseLost, Point
 from shared.jobs.store import JobStore, claim, finish, heartbeat, release
 from shared.problems import FourfoldError, Unprocessable, problem_document
@@ -70,7 +71,10 @@ def run_job(place: Workplace, job_id: str) -> None:
         heart = Heart(place, job, Path(scratch))
         context = WorkerContext(place, job, Path(scratch), heart, stack)
         stack.enter_context(heart)
-        _conclude(place, job, heart, *_attempt(place, job, context))
+        outcome, content = _attempt(place, job, context)
+        _conclude(place, job, heart, outcome, content)
+        if isinstance(outcome, JobState) or outcome is StopReason.USER:
+            context.mirror.end(outcome is JobState.SUCCEEDED)
     log.info("job left", job=job.id, state=place.store.get(job.id).state)
 
 
@@ -215,6 +219,7 @@ class WorkerContext(LocalContext):
         self._heart = heart
         self._stack = stack
         self._started = time.time()
+        self.mirror = Mirror(place.settings.mlflow_url if job.kind == "train" else None, job)
         self._first: int | None = None  # the step of this attempt's first report
         self.logger = logging.getLogger(f"fourfold.job.{job.id}")
         self.logger.setLevel(logging.INFO)
@@ -248,6 +253,7 @@ class WorkerContext(LocalContext):
             )
         )
         persist(lambda: place.store.add_point(job.id, point))
+        self.mirror.point(step, point.metrics)
         event = {"step": step, "total": total, "time": now, "metrics": point.metrics, "seconds_left": round(left, 1)}
         with suppress(OSError):  # the store has the point; only the live stream misses it
             place.events.add(job.id, "progress", event)
@@ -295,6 +301,7 @@ def _train(place: Workplace, job: Job, context: WorkerContext) -> dict[str, Any]
         heartbeat(place.store, job.id, job.attempt, place.settings.lease_seconds)  # raises if it is not ours any more
         alias = place.models.aliases(job.domain).aliases.get("champion")
         version = place.models.publish(folder, parent=alias.version if alias else None, key=job.id)
+        context.mirror.bundle(folder)
         context.logger.info("published as %s/%d", job.domain, version)
     return {"model": job.domain, "version": version}
 

@@ -176,3 +176,27 @@ def test_validation_is_kept_with_the_data_set(place, tmp_path):
     run_job(place, job.id)
     assert place.store.get(job.id).result["state"] == "valid"
     assert place.datasets.get(dataset.digest).state == "valid"
+
+
+def test_a_training_is_mirrored_to_mlflow(place, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    url = f"file://{tmp_path / 'runs'}"
+    mirrored = replace(place, settings=place.settings.model_copy(update={"mlflow_url": url}))
+    job = ran(mirrored, seed=5)
+    client = mlflow.MlflowClient(tracking_uri=url)
+    experiment = client.get_experiment_by_name("fourfold/toy")
+    [run] = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["fourfold.job"] == job.id
+    assert run.data.params["seed"] == "5"
+    assert [point.value for point in client.get_metric_history(run.info.run_id, "loss")] == [1, 1 / 2, 1 / 3]
+    assert [item.path for item in client.list_artifacts(run.info.run_id, "bundle")] == [
+        "bundle/manifest.json",
+        "bundle/model.onnx",
+    ]
+
+
+def test_a_mirror_that_fails_fails_no_job(place):
+    away = replace(place, settings=place.settings.model_copy(update={"mlflow_url": "odd://nowhere"}))
+    assert ran(away).state is JobState.SUCCEEDED
