@@ -67,10 +67,12 @@ def main() -> None:
                     while client.score(photo)["model"] != f"iqa/{wanted}":
                         pass
                     promotions.append(time.perf_counter() - started)
-                store = SqlJobStore(connect(f"sqlite:///{up.home / 'fourfold.db'}"))
+                engine = connect(f"sqlite:///{up.home / 'fourfold.db'}")
+                store = SqlJobStore(engine)
                 for _ in range(10_000):
                     job = Job(new_job_id(), "train", "iqa", "train.cpu", {"epochs": 1}, time.time())
                     store.submit(replace(job, state=JobState.SUCCEEDED, finished_at=time.time()))
+                engine.dispose()
                 listings: list[float] = []
                 for _ in range(50):
                     started = time.perf_counter()

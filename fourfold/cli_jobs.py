@@ -11,7 +11,7 @@ import typer
 from fourfold.cli_keys import when
 
 app = typer.Typer(invoke_without_command=True)
-COLUMNS = ("id", "kind", "domain", "state", "step", "submitted", "result")
+ID_LENGTH = 22
 
 
 def train(
@@ -46,13 +46,12 @@ def listing(
 
     from fourfold.client import Client
 
-    table = Table(*(Column(name, no_wrap=name != "result") for name in COLUMNS))
+    table = Table(Column("id", min_width=ID_LENGTH, no_wrap=True), "job", "state", "step", "submitted", "result")
     with Client() as client:
         for job in client.jobs(state=state, limit=limit):
             step = f"{job['step']}/{job['total']}" if job["total"] else ""
-            table.add_row(
-                job["id"], job["kind"], job["domain"], job["state"], step, when(job["created_at"]), _outcome(job)
-            )
+            what = f"{job['domain']} {job['kind']}"
+            table.add_row(job["id"], what, job["state"], step, when(job["created_at"]), _outcome(job))
     Console().print(table)
 
 

@@ -85,7 +85,8 @@ class Drill:
         self.settings = Settings(
             home=self.up.home, redis_url=f"unix://{self.up.home / 'run' / 'valkey.sock'}", database_url=database_url
         )
-        self.store = SqlJobStore(connect(self.settings.database_location))
+        self.engine = connect(self.settings.database_location)
+        self.store = SqlJobStore(self.engine)
         self.models = ModelRepository(str(self.models_folder))
         self.number = 0
         self.published: set[int] = {1}
@@ -101,6 +102,7 @@ class Drill:
         self.traffic.stop()
         self.client.close()
         self.up.stop()
+        self.engine.dispose()
         if self.small_disk:
             subprocess.run(["umount", str(self.models_folder)], check=False)
 

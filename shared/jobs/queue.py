@@ -22,8 +22,11 @@ class Queue(Protocol):
         """Hand the job to whichever worker listens to its queue; raises ConnectionError."""
         ...
 
-    def known(self) -> set[str]:
-        """Task ids that wait in the broker or are with a worker; raises ConnectionError."""
+    def waiting(self) -> set[str]:
+        """Task ids that wait in the broker for a worker; raises ConnectionError.
+
+        Those with a worker do not count: it claims the job at once, or it is dead and holds the task for ever.
+        """
         ...
 
 
@@ -75,12 +78,11 @@ class CeleryQueue:
         except OperationalError as error:
             raise ConnectionError(str(error)) from error
 
-    def known(self) -> set[str]:
+    def waiting(self) -> set[str]:
         try:
             with self._app.connection_for_read() as connection:
                 client: Any = connection.default_channel.client
                 messages: list[bytes] = [raw for name in QUEUES for raw in client.lrange(name, 0, -1)]
-                messages += client.hvals("unacked")
         except (OperationalError, OSError, RedisError) as error:
             raise ConnectionError(str(error)) from error
         return {found.decode() for message in messages for found in _TASK_ID.findall(message)}
@@ -95,5 +97,5 @@ class MemoryQueue:
     def publish(self, job: Job) -> None:
         self.jobs.append(job)
 
-    def known(self) -> set[str]:
+    def waiting(self) -> set[str]:
         return {task_id(job) for job in self.jobs}

@@ -22,7 +22,7 @@ from shared.telemetry import configure_logging
 
 PUBLISH_SECONDS = 0.2
 RECOVER_SECONDS = 1.0
-FORGOTTEN_SECONDS = 5.0  # a job published longer ago that the broker does not know is published again
+FORGOTTEN_SECONDS = 5.0  # a QUEUED job published longer ago that waits in no queue is published again
 log = structlog.get_logger(__name__)
 
 
@@ -32,12 +32,12 @@ def publish_new(store: JobStore, queue: Queue) -> int:
 
 
 def publish_forgotten(store: JobStore, queue: Queue, now: float) -> int:
-    """Tell the broker again of the QUEUED jobs that it no longer knows; raises ConnectionError."""
-    waiting = store.unpublished(now - FORGOTTEN_SECONDS)
-    if not waiting:
+    """Tell the broker again of the QUEUED jobs that no longer wait in it; raises ConnectionError."""
+    jobs = store.unpublished(now - FORGOTTEN_SECONDS)
+    if not jobs:
         return 0
-    known = queue.known()
-    return _publish(store, queue, [job_id for job_id in waiting if task_id(store.get(job_id)) not in known])
+    waiting = queue.waiting()
+    return _publish(store, queue, [job_id for job_id in jobs if task_id(store.get(job_id)) not in waiting])
 
 
 def _publish(store: JobStore, queue: Queue, job_ids: list[str]) -> int:

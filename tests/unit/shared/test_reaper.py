@@ -27,7 +27,7 @@ class Absent(MemoryQueue):
     def publish(self, job):
         raise ConnectionError("no broker")
 
-    def known(self):
+    def waiting(self):
         raise ConnectionError("no broker")
 
 
