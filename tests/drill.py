@@ -1,6 +1,6 @@
 """The drill: what `fourfold up` starts, with everything around running jobs killed at random moments.
 
-    python -m tests.drill --rounds 21
+    python -m tests.drill --rounds 28
 
 Real processes, a real Valkey, PostgreSQL where it is installed; only the recipe is a quick one. Prints a table and
 ends with 1 if a row is red.
@@ -365,7 +365,7 @@ def show(rows: list[Row], traffic: Traffic) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=21, help="kills, in turn over the targets")
+    parser.add_argument("--rounds", type=int, default=28, help="kills, in turn over the targets")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with postgres_server() as url:

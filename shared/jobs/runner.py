@@ -138,7 +138,8 @@ def problem_of(error: Exception) -> dict[str, Any]:
         detail = "A disk that the job writes to is full. Nothing was published; make room and submit it again."
         return {"title": "The disk is full", "detail": detail}
     # torch has its own kinds: torch.OutOfMemoryError on a GPU, a RuntimeError of its allocator on the CPU.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "alloc" in str(error)[:200]:
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "you tried to allocate" in str(error)
+    if isinstance(error, MemoryError) or of_torch:
         detail = "The job needs more memory than there is; the last checkpoint is kept. Try a smaller batch."
         return {"title": "Out of memory", "detail": detail}
     detail = f"An unexpected {type(error).__name__}; the job's log says where."
@@ -181,8 +182,8 @@ class Heart:
             try:
                 self._place.files.keep_log(self._job.id, self._job.attempt, self.log_path)
                 self._kept = size
-            except OSError as error:
-                log.warning("the log cannot be kept now", job=self._job.id, error=str(error.strerror))
+            except Exception as error:  # whatever a remote store raises: the log is not worth the job
+                log.warning("the log cannot be kept now", job=self._job.id, error=type(error).__name__)
 
     def _beat(self) -> None:
         job, place = self._job, self._place

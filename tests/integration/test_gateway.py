@@ -149,7 +149,13 @@ async def problem_of(answer):
 
 async def test_what_is_handed_on_and_what_is_not(stack):
     trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
-    headers = {"X-Request-ID": "mine", "traceparent": trace, "X-Custom": "1", "Fourfold-Deadline-Ms": "5000"}
+    headers = {
+        "Fourfold-Principal": "somebody else",
+        "X-Request-ID": "mine",
+        "traceparent": trace,
+        "X-Custom": "1",
+        "Fourfold-Deadline-Ms": "5000",
+    }
     async with (
         stack.session() as session,
         session.post(URL(f"{stack.url}/v1/iqa/echo?a=b%2Fc", encoded=True), data=b"x" * 10, headers=headers) as answer,
@@ -161,6 +167,7 @@ async def test_what_is_handed_on_and_what_is_not(stack):
     assert (got["x-request-id"], got["traceparent"], got["x-custom"]) == ("mine", trace, "1")
     assert 0 < int(got["fourfold-deadline-ms"]) <= 5000
     assert "authorization" not in got
+    assert got["fourfold-principal"] not in ("", "somebody else")
     assert answer.headers["X-Request-ID"] == "mine"
 
 
