@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
 from filelock import FileLock
 from sqlalchemy import URL, Engine, MetaData, create_engine, event, text
 from sqlalchemy.engine import make_url
@@ -51,6 +49,10 @@ def connect(url: str) -> Engine:
 
 def upgrade(url: str) -> None:
     """Bring the schema to the newest revision. Several processes may call it at once."""
+    # Imported here: a service never migrates, and would start half a second later.
+    from alembic import command
+    from alembic.config import Config
+
     parsed = make_url(url)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
