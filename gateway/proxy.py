@@ -37,7 +37,7 @@ _NOT_FORWARDED = frozenset(
         b"x-api-key",
         b"x-request-id",
         b"traceparent",
-        b"fourfold-principal",
+        PRINCIPAL_HEADER.lower().encode(),
         DEADLINE_BYTES,
     }
 )

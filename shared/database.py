@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from sqlalchemy import URL, Engine, MetaData, create_engine, event, text
+from sqlalchemy import URL, Engine, MetaData, NullPool, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import DeclarativeBase
 
@@ -72,9 +72,7 @@ def _alone(url: URL) -> Iterator[None]:
         with FileLock(f"{url.database}.migrate"):
             yield
         return
-    engine = create_engine(url)
-    with engine.connect() as connection:
+    # Without a pool the connection ends with the `with`, and the lock with the connection.
+    with create_engine(url, poolclass=NullPool).connect() as connection:
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
-        yield  # the lock ends with the connection
-        connection.rollback()
-    engine.dispose()
+        yield

@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-import fsspec
-from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from sqlalchemy import JSON, Engine, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from shared.bundles import file_digest
 from shared.database import Base
 from shared.problems import Conflict, NotFound, Unprocessable
 from shared.settings import Settings
+from shared.storage import names_in, open_location
 from shared.unpacking import ArchiveTooLarge, BadArchive, check_path, unpack, without_common_folder
 
 CHUNK = 1 << 20
@@ -69,8 +69,8 @@ class Report(BaseModel):
     """What a domain found in a data set. `flawed`: usable without the files of the findings."""
 
     state: Literal["valid", "flawed", "invalid"]
-    findings: list[Finding] = Field([], description="The first hundred.")
-    counts: dict[str, int] = Field({}, description="What there is, for example images in each split.")
+    findings: list[Finding] = Field(default=[], description="The first hundred.")
+    counts: dict[str, int] = Field(default={}, description="What there is, for example images in each split.")
 
 
 class FileOf(BaseModel):
@@ -127,9 +127,8 @@ def folder_digest(kind: str, folder: Path) -> str:
     files: list[FileOf] = []
     for path in folder.rglob("*"):
         if path.is_file():
-            with path.open("rb") as stream:
-                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-            files.append(FileOf(path=path.relative_to(folder).as_posix(), sha256=sha256, size=path.stat().st_size))
+            name = path.relative_to(folder).as_posix()
+            files.append(FileOf(path=name, sha256=file_digest(path), size=path.stat().st_size))
     return digest_of(kind, files)
 
 
@@ -137,9 +136,7 @@ class Datasets:
     """All data sets. Safe for many readers and writers at once."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
-        fs, root = fsspec.core.url_to_fs(settings.datasets_location, use_listings_cache=False)
-        self.fs: AbstractFileSystem = fs
-        self.root: str = root
+        self.fs, self.root = open_location(settings.datasets_location)
         self.local = isinstance(self.fs, LocalFileSystem)
         self._engine = engine
         self._most_bytes = settings.max_dataset_bytes
@@ -149,10 +146,13 @@ class Datasets:
 
     def put_file(self, draft: Path, sha256: str) -> None:
         """Keep the file at `draft`, which is gone afterwards, under its SHA-256; raises Unprocessable if it differs."""
-        with draft.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = file_digest(draft)
         if found != sha256:
             raise Unprocessable(f"The bytes have the SHA-256 {found}, not the one named.")
+        self._keep(draft, sha256)
+
+    def _keep(self, draft: Path, sha256: str) -> None:
+        """`put_file` for a digest that is known to be right."""
         target = self._blob(sha256)
         self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
         if self.fs.exists(target):
@@ -225,7 +225,7 @@ class Datasets:
                         target.write(data)
                         digest.update(data)
                         size += len(data)
-                self.put_file(draft, digest.hexdigest())
+                self._keep(draft, digest.hexdigest())
             finally:
                 with suppress(FileNotFoundError):
                     draft.unlink()
@@ -284,9 +284,8 @@ class Datasets:
             target = folder / check_path(item.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             self.fs.get_file(self._blob(item.sha256), str(target))
-            with target.open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != item.sha256:
-                    raise DatasetUnusable(f"The stored file {item.path!r} is damaged.", file=item.path)
+            if file_digest(target) != item.sha256:
+                raise DatasetUnusable(f"The stored file {item.path!r} is damaged.", file=item.path)
 
     # -- ending
 
@@ -316,11 +315,8 @@ class Datasets:
         return len(doomed)
 
     def _digests(self) -> list[str]:
-        try:
-            names = [str(path).rpartition("/")[2] for path in self.fs.ls(f"{self.root}/sets", detail=False)]
-        except FileNotFoundError:
-            return []
-        return [name.removesuffix(".json") for name in names if _DIGEST.match(name.removesuffix(".json"))]
+        stems = [name.removesuffix(".json") for name in names_in(self.fs, f"{self.root}/sets")]
+        return [stem for stem in stems if _DIGEST.match(stem)]
 
     def _listing(self, digest: str) -> str:
         if not _DIGEST.match(digest):

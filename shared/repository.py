@@ -19,18 +19,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import fsspec
-from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field
 
 from shared.bundles import MANIFEST, MODEL_NAME, Bundle, BundleRejected, Frozen, Manifest, write_atomically
 from shared.problems import Conflict, NotFound
+from shared.storage import names_in, open_location
 
 
 class AliasConflict(Conflict):
     code = "alias-conflict"
     title = "The alias was changed by somebody else in the meantime"
+
+
+CHAMPION = "champion"  # the alias that takes the traffic
 
 
 class Alias(Frozen):
@@ -47,6 +49,12 @@ class AliasTable(Frozen):
     changed_by: str = ""
     reason: str = ""
 
+    @property
+    def champion(self) -> int | None:
+        """The version that takes the traffic; None for a model that has none yet."""
+        alias = self.aliases.get(CHAMPION)
+        return None if alias is None else alias.version
+
 
 def check_model_name(name: str) -> None:
     """Raise NotFound for a name that no model can have, before it touches a path."""
@@ -59,9 +67,7 @@ class ModelRepository:
 
     def __init__(self, location: str, cache: Path | None = None) -> None:
         """`location` is a folder or an fsspec URL; `cache` is where remote bundles are kept locally."""
-        fs, root = fsspec.core.url_to_fs(location, use_listings_cache=False)
-        self.fs: AbstractFileSystem = fs
-        self.root: str = root
+        self.fs, self.root = open_location(location)
         self.local = isinstance(self.fs, LocalFileSystem)
         self._cache = cache
 
@@ -69,7 +75,7 @@ class ModelRepository:
 
     def names(self) -> list[str]:
         """Every model that has at least one version."""
-        return sorted(name for name in self._children(self.root) if MODEL_NAME.match(name) and self.versions(name))
+        return sorted(name for name in names_in(self.fs, self.root) if MODEL_NAME.match(name) and self.versions(name))
 
     def versions(self, name: str) -> list[int]:
         """Published versions of `name`, ascending."""
@@ -140,7 +146,7 @@ class ModelRepository:
                 self._create(f"{self.root}/{name}/1/{MANIFEST}", final.model_dump_json(indent=1).encode())
         if not self.aliases(name).aliases:
             with suppress(AliasConflict):
-                self.set_alias(name, "champion", 1, expected_generation=0, by="fourfold", reason="first start")
+                self.set_alias(name, CHAMPION, 1, expected_generation=0, by="fourfold", reason="first start")
 
     def _place(self, bundle: Bundle, version: int, parent: int | None, job: str | None = None) -> Manifest:
         """Write the files of a version, verify them, and return the manifest that will make it visible."""
@@ -238,14 +244,8 @@ class ModelRepository:
     def _alias_table(self, name: str, generation: int) -> AliasTable:
         return AliasTable.model_validate_json(self.fs.cat_file(self._generation_path(name, generation)))
 
-    def _children(self, folder: str) -> list[str]:
-        try:
-            return [entry.rstrip("/").rpartition("/")[2] for entry in self.fs.ls(folder, detail=False)]
-        except FileNotFoundError:
-            return []
-
     def _numbers(self, folder: str) -> list[int]:
-        return sorted(int(stem) for child in self._children(folder) if (stem := child.removesuffix(".json")).isdigit())
+        return sorted(int(stem) for name in names_in(self.fs, folder) if (stem := name.removesuffix(".json")).isdigit())
 
     def _digest(self, path: str) -> str:
         stored: Any = self.fs.cat_file(path)

@@ -306,14 +306,14 @@ class ModelHost:
         )
 
     async def _follow_table(self, table: AliasTable) -> None:
-        champion = table.aliases.get("champion")
+        champion = table.champion
         canary = table.aliases.get("canary")
         if champion is None:
             raise NotFound(f"The model {self.name} has no champion yet.")
-        champion_model = await self._loaded(champion.version)
+        champion_model = await self._loaded(champion)
         canary_model = (await self._loaded(canary.version), canary.weight) if canary else None
         self._serve(champion_model, canary_model)
-        log.info("serving", model=self.name, champion=champion.version, canary=canary.version if canary else None)
+        log.info("serving", model=self.name, champion=champion, canary=canary.version if canary else None)
 
     async def _loaded(self, version: int) -> LoadedModel:
         model = self._models.get(version)

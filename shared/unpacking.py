@@ -6,7 +6,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -115,8 +115,5 @@ def unpack(archive: Path, *, most_bytes: int, most_files: int) -> Generator[tupl
 def without_common_folder(paths: list[str]) -> dict[str, str]:
     """Path → path without the one folder that everything lies in, if there is one."""
     tops = {path.partition("/")[0] for path in paths}
-    with suppress(ValueError):
-        (top,) = tops
-        if all("/" in path for path in paths):
-            return {path: path.removeprefix(f"{top}/") for path in paths}
-    return {path: path for path in paths}
+    common = len(tops) == 1 and all("/" in path for path in paths)
+    return {path: path.partition("/")[2] if common else path for path in paths}

@@ -9,25 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Security
+from fastapi import Depends, Query, Request
 from fastapi import Path as PathParameter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from gateway.auth import Principal
-from gateway.control.access import BEARER, needs
+from gateway.control.access import control_router, needs
 from gateway.routes import SERVICES
 from shared.bodies import spool_body
 from shared.datasets import Dataset, DatasetBusy, Datasets, FileOf, MissingFiles
 from shared.jobs.model import Job, new_job_id
 from shared.jobs.store import JobStore
 from shared.problems import (
-    Forbidden,
-    InputError,
     NotFound,
     PayloadTooLarge,
-    RateLimited,
-    Unauthenticated,
     Unprocessable,
     problem_responses,
 )
@@ -35,12 +31,7 @@ from shared.repository import ModelRepository
 from shared.settings import Settings
 from shared.unpacking import ArchiveTooLarge, BadArchive
 
-router = APIRouter(
-    prefix="/v1/datasets",
-    tags=["datasets"],
-    dependencies=[Security(BEARER)],
-    responses=problem_responses(InputError, Unauthenticated, Forbidden, Unprocessable, RateLimited),
-)
+router = control_router("datasets")
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Trainer = Annotated[Principal, Depends(needs("train"))]
 _ARCHIVE = {

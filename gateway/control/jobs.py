@@ -7,33 +7,23 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Security
+from fastapi import Depends, Header, Path, Query, Request
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
-from gateway.control.access import BEARER, needs
+from gateway.control.access import control_router
 from shared.jobs.events import START, EventLog
 from shared.jobs.files import JobFiles
 from shared.jobs.model import ENDED, IllegalTransition, Job, JobState
 from shared.jobs.store import JobStore, cancel
 from shared.problems import (
-    Forbidden,
-    InputError,
     NotFound,
-    RateLimited,
-    Unauthenticated,
-    Unprocessable,
     problem_responses,
 )
 
 LOOK_SECONDS = 1.0  # how often a followed job's row is looked at
-router = APIRouter(
-    prefix="/v1/jobs",
-    tags=["jobs"],
-    dependencies=[Security(BEARER), Depends(needs("train"))],
-    responses=problem_responses(InputError, Unauthenticated, Forbidden, Unprocessable, RateLimited),
-)
+router = control_router("jobs", "train")
 
 
 class JobInfo(BaseModel):

@@ -6,27 +6,17 @@ import asyncio
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Security
+from fastapi import Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.control.access import BEARER, needs
+from gateway.control.access import control_router
 from gateway.keys import ApiKey, KeyStore, Scope, new_key
 from shared.problems import (
-    Forbidden,
-    InputError,
     NotFound,
-    RateLimited,
-    Unauthenticated,
-    Unprocessable,
     problem_responses,
 )
 
-router = APIRouter(
-    prefix="/v1/keys",
-    tags=["keys"],
-    dependencies=[Security(BEARER), Depends(needs("admin"))],
-    responses=problem_responses(InputError, Unauthenticated, Forbidden, Unprocessable, RateLimited),
-)
+router = control_router("keys", "admin")
 
 
 class KeyRequest(BaseModel):

@@ -5,30 +5,21 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Request, Security
+from fastapi import Depends, Path, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gateway.auth import Principal
-from gateway.control.access import BEARER, needs
-from gateway.control.promotion import CHAMPION, NotComparable, WorseThanChampion, check_promotion
+from gateway.control.access import control_router, needs
+from gateway.control.promotion import NotComparable, WorseThanChampion, check_promotion
 from shared.bundles import Manifest
 from shared.problems import (
-    Forbidden,
-    InputError,
     NotFound,
-    RateLimited,
-    Unauthenticated,
     Unprocessable,
     problem_responses,
 )
-from shared.repository import AliasConflict, AliasTable, ModelRepository
+from shared.repository import CHAMPION, AliasConflict, AliasTable, ModelRepository
 
-router = APIRouter(
-    prefix="/v1/models",
-    tags=["models"],
-    dependencies=[Security(BEARER)],
-    responses=problem_responses(InputError, Unauthenticated, Forbidden, Unprocessable, RateLimited),
-)
+router = control_router("models")
 
 
 class ModelInfo(BaseModel):

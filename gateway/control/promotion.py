@@ -6,8 +6,6 @@ from shared.bundles import Manifest
 from shared.problems import Conflict
 from shared.repository import ModelRepository
 
-CHAMPION = "champion"
-
 
 class WorseThanChampion(Conflict):
     code = "worse-than-champion"
@@ -22,30 +20,27 @@ class NotComparable(Conflict):
 def check_promotion(models: ModelRepository, name: str, version: int) -> None:
     """Raise WorseThanChampion or NotComparable unless `version` may become champion; NotFound if it is not there.
 
-    A version that was champion before may be so again. Otherwise the training's own comparison counts, if it was with
-    the champion of now: the paired difference's 95 % interval must reach zero. Failing that, the figures of both
-    manifests, if they come from the same data: the new value must not lie below the champion's interval.
+    A version that is champion, or was it before, may be so again. Otherwise the training's own comparison counts, if it
+    was with the champion of now: the paired difference's 95 % interval must reach zero. Failing that, the figures of
+    both manifests, if they come from the same data: the new value must not lie below the champion's interval.
     """
     new = models.manifest(name, version)
-    table = models.aliases(name)
-    champion = table.aliases.get(CHAMPION)
-    if champion is None or champion.version == version:
+    champion = models.aliases(name).champion
+    if champion is None or any(table.champion == version for table in models.alias_history(name)):
         return
-    if any(CHAMPION in old.aliases and old.aliases[CHAMPION].version == version for old in models.alias_history(name)):
-        return
-    if new.comparison is not None and new.comparison.champion == champion.version:
+    if new.comparison is not None and new.comparison.champion == champion:
         difference = new.comparison.difference
         bound = difference.high if difference.higher_is_better else difference.low
         sign = 1 if difference.higher_is_better else -1
         if bound is not None and sign * bound < 0:
             raise WorseThanChampion(
-                f"Beside version {champion.version} on the same held-out data, {new.comparison.metric} differs by "
+                f"Beside version {champion} on the same held-out data, {new.comparison.metric} differs by "
                 f"{difference.value:+.4f} (95 %: {difference.low:+.4f} to {difference.high:+.4f}). "
                 "Force it with a reason if you must.",
                 comparison=new.comparison.model_dump(),
             )
         return
-    _check_same_data(new, models.manifest(name, champion.version), champion.version)
+    _check_same_data(new, models.manifest(name, champion), champion)
 
 
 def _check_same_data(new: Manifest, old: Manifest, champion: int) -> None:

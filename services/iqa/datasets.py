@@ -168,7 +168,7 @@ def _rows(folder: Path) -> Iterator[Record | BadDataset]:
 
 def _record(folder: Path, row: dict[str, Any], line: int) -> Record:
     def refuse(why: str) -> BadDataset:
-        return BadDataset(f"scores.csv line {line}: {why}", file="scores.csv", line=line)
+        return BadDataset(f"scores.csv line {line}: {why}", file=TABLE, line=line)
 
     if row["file"] is None or row["score"] is None:
         raise refuse("it has too few columns.")

@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import fsspec
-from fsspec import AbstractFileSystem
+from shared.storage import names_in, open_location
 
 
 class JobFiles:
     """Files of all jobs below one fsspec URL."""
 
     def __init__(self, location: str) -> None:
-        fs, root = fsspec.core.url_to_fs(location, use_listings_cache=False)
-        self.fs: AbstractFileSystem = fs
-        self.root: str = root
+        self.fs, self.root = open_location(location)
 
     def keep_checkpoint(self, job_id: str, attempt: int, path: Path) -> None:
         """Make the file at `path` the newest checkpoint, whole or not at all, and drop those of earlier attempts."""
@@ -56,10 +53,7 @@ class JobFiles:
         return f"{self.root}/{job_id}"
 
     def _attempts(self, job_id: str, kind: str) -> list[int]:
-        try:
-            names = [str(path).rpartition("/")[2].split(".") for path in self.fs.ls(self._folder(job_id), detail=False)]
-        except FileNotFoundError:
-            return []
+        names = [name.split(".") for name in names_in(self.fs, self._folder(job_id))]
         return sorted(int(parts[1]) for parts in names if parts[0] == kind and len(parts) == 3 and parts[1].isdigit())
 
     def _put(self, path: Path, target: str) -> None:

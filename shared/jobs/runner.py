@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from errno import EDQUOT, ENOSPC
 from importlib import import_module
@@ -95,22 +95,25 @@ def _conclude(
     place: Workplace, job: Job, heart: Heart, outcome: JobState | StopReason, content: dict[str, Any]
 ) -> None:
     heart.keep_log()
-    with suppress(LeaseLost):  # then it belongs to another attempt, which has the last word
+
+    def last_word() -> Job:
         match outcome:
-            case JobState.SUCCEEDED:
-                persist(lambda: finish(place.store, job.id, job.attempt, JobState.SUCCEEDED, result=content))
-            case JobState.FAILED:
-                persist(lambda: finish(place.store, job.id, job.attempt, JobState.FAILED, problem=content))
+            case StopReason.SHUTDOWN:
+                return release(place.store, job.id, job.attempt)
             case StopReason.USER:
-                persist(lambda: finish(place.store, job.id, job.attempt, JobState.CANCELLED))
+                return finish(place.store, job.id, job.attempt, JobState.CANCELLED)
             case StopReason.TIME_LIMIT:
                 detail = f"It was stopped after {job.time_limit:g} s; its last checkpoint is kept."
                 problem = {"title": "The job took longer than its time limit", "detail": detail}
-                persist(lambda: finish(place.store, job.id, job.attempt, JobState.FAILED, problem=problem))
-            case StopReason.SHUTDOWN:
-                persist(lambda: release(place.store, job.id, job.attempt))
+                return finish(place.store, job.id, job.attempt, JobState.FAILED, problem=problem)
+            case JobState.FAILED:
+                return finish(place.store, job.id, job.attempt, JobState.FAILED, problem=content)
             case _:
-                pass
+                return finish(place.store, job.id, job.attempt, JobState.SUCCEEDED, result=content)
+
+    if outcome is not StopReason.LOST:
+        with suppress(LeaseLost):  # then it belongs to another attempt, which has the last word
+            persist(last_word)
 
 
 def persist(call: Callable[[], T], seconds: float = PERSIST_SECONDS) -> T:
@@ -274,14 +277,10 @@ class WorkerContext(LocalContext):
         return self._heart.reason
 
     def champion(self) -> Path | None:
-        alias = self._place.models.aliases(self._job.domain).aliases.get("champion")
-        if alias is None:
+        version = self._place.models.aliases(self._job.domain).champion
+        if version is None:
             return None
-        return self.enter(self._place.models.fetch(self._job.domain, alias.version)).folder
-
-    def enter(self, manager: AbstractContextManager[T]) -> T:
-        """Enter `manager` until the job ends."""
-        return self._stack.enter_context(manager)
+        return self._stack.enter_context(self._place.models.fetch(self._job.domain, version)).folder
 
 
 # -- the kinds of job
@@ -300,8 +299,7 @@ def _train(place: Workplace, job: Job, context: WorkerContext) -> dict[str, Any]
         if (reason := context.should_stop()) is not None and reason is not StopReason.SHUTDOWN:
             raise JobStopped(reason)
         heartbeat(place.store, job.id, job.attempt, place.settings.lease_seconds)  # raises if it is not ours any more
-        alias = place.models.aliases(job.domain).aliases.get("champion")
-        version = place.models.publish(folder, parent=alias.version if alias else None, key=job.id)
+        version = place.models.publish(folder, parent=place.models.aliases(job.domain).champion, key=job.id)
         context.mirror.bundle(folder)
         context.logger.info("published as %s/%d", job.domain, version)
     return {"model": job.domain, "version": version}

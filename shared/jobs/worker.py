@@ -24,7 +24,7 @@ from shared.database import connect, upgrade
 from shared.datasets import Datasets
 from shared.jobs.events import event_log
 from shared.jobs.files import JobFiles
-from shared.jobs.queue import QUEUES, TASK, celery_app
+from shared.jobs.queue import TASK, celery_app
 from shared.jobs.runner import Workplace, run_job
 from shared.jobs.store import SqlJobStore
 from shared.repository import ModelRepository
@@ -38,7 +38,7 @@ class WorkerSettings(Settings):
     """What a worker can be told."""
 
     worker_name: str = Field(default="worker", pattern=r"^[a-z0-9-]{1,40}$")
-    queues: tuple[str, ...] = Field(default=QUEUES[:1] + QUEUES[2:], description="JSON list of queues to work for.")
+    queues: tuple[str, ...] = Field(default=("train.cpu", "batch"), description="JSON list of queues to work for.")
     concurrency: int = Field(default=1, ge=1, le=64, description="Jobs at once; for train.gpu, one for each GPU.")
     recipes: str = Field(default="services", description="Package with a folder of recipes for each domain.")
 
