@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING, Any
 from fourfold.errors import ApiError, ConnectionFailed
 
 if TYPE_CHECKING:
-    from fourfold.client import AsyncClient, Client
+    from fourfold.blocking import Client
+    from fourfold.client import AsyncClient
 
 __all__ = ["ApiError", "AsyncClient", "Client", "ConnectionFailed"]
 
 
 def __getattr__(name: str) -> Any:
     # The client brings aiohttp along, which the command's --help can do without.
-    if name in ("AsyncClient", "Client"):
-        from fourfold import client
+    if name == "AsyncClient":
+        from fourfold.client import AsyncClient
 
-        return getattr(client, name)
+        return AsyncClient
+    if name == "Client":
+        from fourfold.blocking import Client
+
+        return Client
     raise AttributeError(name)

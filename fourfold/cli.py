@@ -43,7 +43,7 @@ def score(
     from rich.progress import track
     from rich.table import Table
 
-    from fourfold.client import Client
+    from fourfold.blocking import Client
     from fourfold.errors import ApiError
 
     failed = False
@@ -74,7 +74,7 @@ def score(
 @app.command()
 def status() -> None:
     """Say what is running."""
-    from fourfold.client import Client
+    from fourfold.blocking import Client
 
     with Client() as client:
         print(client.url)

@@ -22,7 +22,7 @@ def add(
     from rich.console import Console
     from rich.progress import Progress
 
-    from fourfold.client import Client
+    from fourfold.blocking import Client
 
     name = name or path.resolve().name.partition(".")[0]
     with Client() as client:
@@ -44,8 +44,8 @@ def listing() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from fourfold.blocking import Client
     from fourfold.cli_keys import when
-    from fourfold.client import Client
 
     table = Table("name", "kind", "digest", "files", "MB", "made", "state")
     with Client() as client:
@@ -60,7 +60,7 @@ def listing() -> None:
 @app.command()
 def show(name: str) -> None:
     """What is known of a data set, with its validation report."""
-    from fourfold.client import Client
+    from fourfold.blocking import Client
 
     with Client() as client:
         _print(client.dataset(name))
@@ -69,7 +69,7 @@ def show(name: str) -> None:
 @app.command()
 def remove(name: str) -> None:
     """Forget a data set that nothing refers to."""
-    from fourfold.client import Client
+    from fourfold.blocking import Client
 
     with Client() as client:
         client.remove_dataset(client.dataset(name)["digest"])

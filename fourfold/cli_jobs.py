@@ -22,14 +22,14 @@ def train(
     key: Annotated[str | None, typer.Option(help="Idempotency key: the same key never makes a second job.")] = None,
 ) -> None:
     """Submit a training."""
-    from fourfold.client import Client
+    from fourfold.blocking import Client
 
     config = {name: _value(text) for name, _, text in (item.partition("=") for item in set or [])}
     with Client() as client:
         job = client.train(domain, dataset, config, idempotency_key=key)
         print(job["id"])
         if watch:
-            _watch(client, job["id"])
+            follow(client, job["id"])
 
 
 @app.callback()
@@ -44,7 +44,7 @@ def listing(
     from rich.console import Console
     from rich.table import Column, Table
 
-    from fourfold.client import Client
+    from fourfold.blocking import Client
 
     table = Table(Column("id", min_width=ID_LENGTH, no_wrap=True), "job", "state", "step", "submitted", "result")
     with Client() as client:
@@ -60,7 +60,7 @@ def show(job_id: str) -> None:
     """Everything about one job, as JSON, with its curves."""
     import orjson
 
-    from fourfold.client import Client
+    from fourfold.blocking import Client
 
     with Client() as client:
         job = {**client.job(job_id), "points": client.job_points(job_id)}
@@ -70,7 +70,7 @@ def show(job_id: str) -> None:
 @app.command()
 def cancel(job_id: str) -> None:
     """Ask a job to end."""
-    from fourfold.client import Client
+    from fourfold.blocking import Client
 
     with Client() as client:
         job = client.cancel_job(job_id)
@@ -80,10 +80,10 @@ def cancel(job_id: str) -> None:
 @app.command()
 def watch(job_id: str) -> None:
     """Follow a job to its end; Ctrl-C detaches."""
-    from fourfold.client import Client
+    from fourfold.blocking import Client
 
     with Client() as client:
-        _watch(client, job_id)
+        follow(client, job_id)
 
 
 @app.command()
@@ -91,7 +91,7 @@ def logs(
     job_id: str, follow: Annotated[bool, typer.Option("--follow", help="Go on until the job has ended.")] = False
 ) -> None:
     """Print a job's log."""
-    from fourfold.client import Client
+    from fourfold.blocking import Client
 
     start = 0
     with Client() as client:
@@ -108,7 +108,7 @@ def logs(
             time.sleep(1)
 
 
-def _watch(client: Any, job_id: str) -> None:
+def follow(client: Any, job_id: str) -> None:
     """Print each event; exits with 1 unless the job succeeds."""
     try:
         for event in client.job_events(job_id):
@@ -130,6 +130,10 @@ def _outcome(job: dict[str, Any]) -> str:
     if job["problem"]:
         return f"{job['problem'].get('title', 'failed')}: {job['problem'].get('detail', '')}"
     result: dict[str, Any] = job["result"] or {}
+    if "comparison" in result:
+        difference = result["comparison"]["difference"]
+        beside = f"{result['comparison']['metric']} beside version {result['comparison']['champion']}"
+        return f"{beside}: {difference['value']:+.4f} (95 %: {difference['low']:+.4f} to {difference['high']:+.4f})"
     if "version" in result:
         return f"{result['model']}/{result['version']}"
     return str(result.get("state", ""))

@@ -24,7 +24,7 @@ def listing() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fourfold.client import Client
+    from fourfold.blocking import Client
 
     table = Table("id", "name", "scopes", "created", "last used", "state")
     now = time.time()
@@ -44,7 +44,7 @@ def create(
     days: Annotated[float | None, typer.Option(help="Days until it expires; never if unset.")] = None,
 ) -> None:
     """Make a key and print its secret, which is shown this once."""
-    from fourfold.client import Client
+    from fourfold.blocking import Client
 
     with Client() as client:
         print(client.create_key(name, scope or ["predict"], expires_in_days=days)["secret"])
@@ -53,7 +53,7 @@ def create(
 @app.command()
 def revoke(key_id: str) -> None:
     """End a key."""
-    from fourfold.client import Client
+    from fourfold.blocking import Client
 
     with Client() as client:
         print(f"revoked {client.revoke_key(key_id)['name']}")

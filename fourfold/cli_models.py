@@ -1,4 +1,4 @@
-"""`fourfold models`: versions and aliases; promote, roll back, canary."""
+"""`fourfold models`: versions and aliases; compare, promote, roll back, canary."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def listing(context: typer.Context) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fourfold.client import Client
+    from fourfold.blocking import Client
 
     table = Table("model", "versions", "aliases")
     with Client() as client:
@@ -36,11 +36,23 @@ def show(name: str, version: Annotated[int | None, typer.Argument()] = None) -> 
     """A model's history, or the manifest of one version, as JSON."""
     import orjson
 
-    from fourfold.client import Client
+    from fourfold.blocking import Client
 
     with Client() as client:
         found = client.model(name) if version is None else client.model_version(name, version)
     print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+
+
+@app.command()
+def compare(name: str, version: int) -> None:
+    """Measure a version beside the champion of now, on the version's held-out data, for the gate."""
+    from fourfold.blocking import Client
+    from fourfold.cli_jobs import follow
+
+    with Client() as client:
+        job_id = client.compare(name, version)["id"]
+        print(job_id)
+        follow(client, job_id)
 
 
 @app.command()
@@ -51,7 +63,7 @@ def promote(
     reason: Reason = "",
 ) -> None:
     """Make a version the champion, unless it is worse than the one served now."""
-    from fourfold.client import Client
+    from fourfold.blocking import Client
 
     with Client() as client:
         client.set_alias(name, "champion", version, force=force, reason=reason)
@@ -61,7 +73,7 @@ def promote(
 @app.command()
 def rollback(name: str, reason: Reason = "") -> None:
     """Make the champion before this one the champion again."""
-    from fourfold.client import Client
+    from fourfold.blocking import Client
 
     with Client() as client:
         version = client.rollback(name, reason=reason)
@@ -76,7 +88,7 @@ def canary(
     reason: Reason = "",
 ) -> None:
     """Let a version answer a share of the requests beside the champion."""
-    from fourfold.client import Client
+    from fourfold.blocking import Client
 
     with Client() as client:
         client.set_alias(name, "canary", version if weight else None, weight=weight or 1.0, reason=reason)

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from sqlalchemy import JSON, Engine, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from shared.bundles import file_digest
+from shared.bundles import file_digest, write_atomically
 from shared.database import Base
 from shared.problems import Conflict, NotFound, Unprocessable
 from shared.settings import Settings
@@ -151,6 +151,25 @@ class Datasets:
             raise Unprocessable(f"The bytes have the SHA-256 {found}, not the one named.")
         self._keep(draft, sha256)
 
+    def join_parts(self, sha256: str, parts: list[str], draft: Path) -> None:
+        """Keep the file that the uploaded `parts` (their SHA-256, in order) make up, put together at `draft`.
+
+        Raises MissingFiles for parts that were never uploaded, ArchiveTooLarge, and as `put_file`.
+        """
+        missing = sorted({part for part in parts if not self.fs.exists(self._blob(part))})
+        if missing:
+            raise MissingFiles(f"{len(missing)} of {len(parts)} parts are not here yet.", missing=missing)
+        size = 0
+        with draft.open("wb") as target:
+            for part in parts:
+                with self.fs.open(self._blob(part), "rb") as source:
+                    while data := source.read(CHUNK):
+                        size += len(data)
+                        if size > self._most_bytes:
+                            raise ArchiveTooLarge(f"A data set may have {self._most_bytes} bytes.")
+                        target.write(data)  # pyright: ignore[reportArgumentType] - fsspec's read is untyped
+        self.put_file(draft, sha256)
+
     def _keep(self, draft: Path, sha256: str) -> None:
         """`put_file` for a digest that is known to be right."""
         target = self._blob(sha256)
@@ -201,7 +220,11 @@ class Datasets:
             raise MissingFiles(f"{len(missing)} of {len(files)} files are not here yet.", missing=missing)
         digest = digest_of(kind, files)
         self.fs.makedirs(f"{self.root}/sets", exist_ok=True)
-        self.fs.pipe_file(self._listing(digest), _LISTING.dump_json(files))
+        listing = _LISTING.dump_json(files)
+        if self.local:
+            write_atomically(Path(self._listing(digest)), listing)
+        else:
+            self.fs.pipe_file(self._listing(digest), listing)
         with Session(self._engine) as session, session.begin():
             row = session.get(DatasetRow, digest)
             new = row is None

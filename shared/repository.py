@@ -3,6 +3,7 @@
     <root>/<name>/<version>/manifest.json   written last, exclusively: a version exists if and only if this does
     <root>/<name>/<version>/<files>
     <root>/<name>/made/<key>.json           the manifest of what a job made: decides between attempts of one job
+    <root>/<name>/comparisons/<version>-<champion>.json   made after the training, with a later champion
     <root>/<name>/aliases/<generation>.json the whole alias table; the highest generation is in force
 
 An alias changes by creating the next generation, which only one writer can do: a compare-and-set that every store
@@ -22,7 +23,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field
 
-from shared.bundles import MANIFEST, MODEL_NAME, Bundle, BundleRejected, Frozen, Manifest, write_atomically
+from shared.bundles import MANIFEST, MODEL_NAME, Bundle, BundleRejected, Comparison, Frozen, Manifest, write_atomically
 from shared.problems import Conflict, NotFound
 from shared.storage import names_in, open_location
 
@@ -132,6 +133,25 @@ class ModelRepository:
         with suppress(FileExistsError):
             self._create(f"{self.root}/{name}/{version}/{MANIFEST}", data)
         return version
+
+    def keep_comparison(self, name: str, version: int, comparison: Comparison) -> None:
+        """Record how a version does beside a champion; the first record of a pair stays."""
+        path = self._comparison_path(name, version, comparison.champion)
+        self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        with suppress(FileExistsError):
+            self._create(path, comparison.model_dump_json(indent=1).encode())
+
+    def comparison(self, name: str, version: int, champion: int) -> Comparison | None:
+        """How a version does beside a champion, from its training or from a comparison made since; None if unknown."""
+        own = self.manifest(name, version).comparison
+        if own is not None and own.champion == champion:
+            return own
+        with suppress(FileNotFoundError):
+            return Comparison.model_validate_json(self.fs.cat_file(self._comparison_path(name, version, champion)))
+        return None
+
+    def _comparison_path(self, name: str, version: int, champion: int) -> str:
+        return f"{self.root}/{name}/comparisons/{version}-{champion}.json"
 
     def seed(self, folder: Path) -> None:
         """Make the bundle in `folder` version 1 and champion of its model, if the model is new.

@@ -108,6 +108,33 @@ async def upload_file(
     return Response(status_code=204)
 
 
+class Parts(BaseModel):
+    """The parts of a large file, in order, each uploaded before as a file of its own."""
+
+    model_config = ConfigDict(extra="forbid")
+    parts: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(min_length=1, max_length=10_000)
+
+
+@router.post(
+    "/files/{sha256}/parts",
+    status_code=204,
+    responses=problem_responses(MissingFiles, ArchiveTooLarge, Unprocessable),
+    response_class=Response,
+)
+async def join_parts(
+    asked: Parts,
+    request: Request,
+    store: Store,
+    _: Trainer,
+    sha256: Annotated[str, PathParameter(pattern=r"^[0-9a-f]{64}$")],
+) -> Response:
+    """Make one file of uploaded parts. The problem `missing-files` names what to upload first: so the upload of one
+    large file, too, goes on where it was."""
+    with tempfile.TemporaryDirectory(dir=_spool(request.app.state.settings)) as scratch:
+        await asyncio.to_thread(store.join_parts, sha256, asked.parts, Path(scratch) / "whole")
+    return Response(status_code=204)
+
+
 @router.post(
     "/listings",
     status_code=201,

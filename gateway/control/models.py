@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.responses import JSONResponse
 
 from gateway.auth import Principal
 from gateway.control.access import control_router, needs
 from gateway.control.promotion import NotComparable, WorseThanChampion, check_promotion
 from shared.bundles import Manifest
+from shared.datasets import Datasets
+from shared.jobs.model import Job, new_job_id
+from shared.jobs.store import JobStore
+from shared.jobs.submission import Accepted, accepted
 from shared.problems import (
     NotFound,
     Unprocessable,
@@ -90,6 +96,50 @@ async def get(name: Name, models: Models, _: Reader) -> ModelHistory:
 async def manifest(name: Name, version: Annotated[int, Path(ge=1, lt=2**31)], models: Models, _: Reader) -> Manifest:
     """What a version is, how good it was on its held-out split, and what it was made from."""
     return await asyncio.to_thread(models.manifest, name, version)
+
+
+@router.post(
+    "/{name}/versions/{version}/comparisons",
+    status_code=202,
+    response_model=Accepted,
+    responses=problem_responses(NotFound, NotComparable),
+)
+async def compare(
+    name: Name,
+    version: Annotated[int, Path(ge=1, lt=2**31)],
+    request: Request,
+    models: Models,
+    who: Annotated[Principal, Depends(needs("train"))],
+) -> JSONResponse:
+    """Measure a version beside the champion of now, on the version's own held-out data: a job, whose result the gate
+    takes into account."""
+    jobs: JobStore = request.app.state.jobs
+
+    def commit() -> Job:
+        digest = models.manifest(name, version).dataset_digest
+        champion = models.aliases(name).champion
+        if champion is None or champion == version:
+            raise NotComparable("There is no other champion to compare it with.")
+        if digest is None:
+            raise NotComparable("The version does not say what it was trained on.")
+        datasets: Datasets = request.app.state.datasets
+        try:
+            datasets.get(digest)
+        except NotFound:
+            raise NotComparable(f"The data set {digest[:12]}, which it was trained on, is not here.") from None
+        job = Job(
+            id=new_job_id(),
+            kind="compare",
+            domain=name,
+            queue="batch",
+            config={"version": version, "champion": champion},
+            created_at=time.time(),
+            dataset=digest,
+            created_by=who.id,
+        )
+        return jobs.submit(job)[0]
+
+    return accepted(await asyncio.to_thread(commit))
 
 
 @router.put(

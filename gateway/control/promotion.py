@@ -20,24 +20,26 @@ class NotComparable(Conflict):
 def check_promotion(models: ModelRepository, name: str, version: int) -> None:
     """Raise WorseThanChampion or NotComparable unless `version` may become champion; NotFound if it is not there.
 
-    A version that is champion, or was it before, may be so again. Otherwise the training's own comparison counts, if it
-    was with the champion of now: the paired difference's 95 % interval must reach zero. Failing that, the figures of
-    both manifests, if they come from the same data: the new value must not lie below the champion's interval.
+    A version that is champion, or was it before, may be so again. Otherwise a comparison with the champion of now
+    counts, of the training or made since: the paired difference's 95 % interval must reach zero. Failing that, the
+    figures of both manifests, if they come from the same data: the new value must not lie below the interval of the
+    champion's.
     """
     new = models.manifest(name, version)
     champion = models.aliases(name).champion
     if champion is None or any(table.champion == version for table in models.alias_history(name)):
         return
-    if new.comparison is not None and new.comparison.champion == champion:
-        difference = new.comparison.difference
+    comparison = models.comparison(name, version, champion)
+    if comparison is not None:
+        difference = comparison.difference
         bound = difference.high if difference.higher_is_better else difference.low
         sign = 1 if difference.higher_is_better else -1
         if bound is not None and sign * bound < 0:
             raise WorseThanChampion(
-                f"Beside version {champion} on the same held-out data, {new.comparison.metric} differs by "
+                f"Beside version {champion} on the same held-out data, {comparison.metric} differs by "
                 f"{difference.value:+.4f} (95 %: {difference.low:+.4f} to {difference.high:+.4f}). "
                 "Force it with a reason if you must.",
-                comparison=new.comparison.model_dump(),
+                comparison=comparison.model_dump(),
             )
         return
     _check_same_data(new, models.manifest(name, champion), champion)
@@ -49,7 +51,7 @@ def _check_same_data(new: Manifest, old: Manifest, champion: int) -> None:
     if not same or metric is None:
         raise NotComparable(
             f"It was not measured beside the present champion, version {champion}, nor on the same data. "
-            "Train it again, or force it with a reason."
+            "Compare them (POST …/comparisons, fourfold models compare), or force it with a reason."
         )
     mine, theirs = new.metrics[metric], old.metrics[metric]
     worse = (

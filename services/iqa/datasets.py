@@ -18,6 +18,7 @@ PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SPLITS = ("train", "validation", "test")
 LEAST_SOURCES = 4  # photographs: with fewer, one of the splits is empty
 MOST_FINDINGS = 100
+SAME_NAME = "another photograph has the same name; the pictures made of them would overwrite each other"
 
 
 class BadDataset(InputError):
@@ -65,8 +66,8 @@ def readable_records(folder: Path) -> list[Record]:
 
 
 def find_photographs(folder: Path) -> dict[Path, str]:
-    """The photographs that lie in `folder`, by name → a scene each."""
-    paths = (path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES and not path.is_symlink())
+    """The photographs that lie in `folder` or below, by path → a scene each."""
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES and not path.is_symlink())
     return {path: source_of(path) for path in sorted(paths)}
 
 
@@ -120,8 +121,16 @@ def validate(folder: Path) -> Report:
 
 
 def _validate_photographs(folder: Path) -> Report:
-    flaws = {path: _flaw(path) for path in find_photographs(folder)}
-    findings = [Finding(file=path.name, problem=flaw) for path, flaw in flaws.items() if flaw is not None]
+    flaws: dict[Path, str | None] = {}
+    seen: set[str] = set()
+    for path in find_photographs(folder):
+        flaws[path] = SAME_NAME if source_of(path) in seen else _flaw(path)
+        seen.add(source_of(path))
+    findings = [
+        Finding(file=path.relative_to(folder).as_posix(), problem=flaw)
+        for path, flaw in flaws.items()
+        if flaw is not None
+    ]
     counts = {"photographs": len(flaws) - len(findings), "bad": len(findings)}
     enough = counts["photographs"] >= LEAST_SOURCES
     if not enough:

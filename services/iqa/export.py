@@ -116,12 +116,12 @@ def measure(fp32: Path, int8: Path, test: list[Record]) -> dict[str, Metric]:
     return figures
 
 
-def compare(fp32: Path, champion: Path, test: list[Record]) -> Comparison | None:
-    """The new graph's SRCC less the champion's on the same test images, photographs resampled together."""
-    bundle = Bundle.open(champion)
-    if bundle.manifest.version is None:
-        return None
-    new, old = score_records(fp32, test), score_records(bundle.graph("fp32"), test)
+def beside(fp32: Path, champion: Bundle, test: list[Record]) -> Comparison:
+    """The new graph's SRCC less the champion's on the same test images, photographs resampled together.
+
+    The champion is a published bundle.
+    """
+    new, old = score_records(fp32, test), score_records(champion.graph("fp32"), test)
     labels = np.array([record.score for record in test])
 
     def difference(chosen_N: NDArray[np.float64], label_N: NDArray[np.float64]) -> float:
@@ -133,7 +133,7 @@ def compare(fp32: Path, champion: Path, test: list[Record]) -> Comparison | None
     # One photograph cannot be resampled; then the images are, which makes too narrow an interval, not none.
     low, high = bootstrap(difference, everything, labels, sources if len(set(sources)) > 1 else None)
     figure = Metric(value=difference(everything, labels), low=low, high=high, n=len(test))
-    return Comparison(champion=bundle.manifest.version, metric="srcc", difference=figure)
+    return Comparison(champion=champion.manifest.version or 1, metric="srcc", difference=figure)
 
 
 def export_bundle(
@@ -155,7 +155,7 @@ def export_bundle(
     order = np.random.default_rng(0).permutation(len(train))[:CALIBRATION_IMAGES]
     quantise(fp32, int8, [train[index] for index in order])
     metrics = measure(fp32, int8, test)
-    comparison = compare(fp32, champion, test) if champion is not None else None
+    comparison = beside(fp32, Bundle.open(champion), test) if champion is not None else None
     card = folder / "card.md"
     card.write_text(_card(config, metrics, train, test))
     write_manifest(

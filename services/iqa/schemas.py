@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
-from shared.jobs.config import RecipeConfig
+from shared.jobs.config import DistributedConfig
 
 
-class TrainConfig(RecipeConfig):
+class TrainConfig(DistributedConfig):
     """How the network is trained."""
 
     backbone: Literal["efficientnet-lite0", "resnet50"] = "efficientnet-lite0"
@@ -42,6 +42,12 @@ class TrainConfig(RecipeConfig):
         default=0.25, gt=0, le=1, description="Part of all distortions made from a training picture."
     )
     synthetic_views: int = Field(default=12, ge=1, le=100, description="Pictures from one training photograph.")
+
+    @model_validator(mode="after")
+    def _batches_can_be_shared(self) -> TrainConfig:
+        if self.batch_size % self.processes:
+            raise ValueError("batch_size must be a multiple of processes")
+        return self
 
 
 class Size(BaseModel):

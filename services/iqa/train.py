@@ -21,26 +21,33 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
 
 from services.iqa.datasets import (
     LEAST_SOURCES,
+    SAME_NAME,
+    SPLITS,
     TABLE,
     BadDataset,
     Record,
     find_photographs,
     load_folder,
     readable_records,
+    source_of,
     with_splits,
 )
 from services.iqa.evaluate import read_pixels, srcc
-from services.iqa.export import export_bundle
+from services.iqa.export import beside, export_bundle
 from services.iqa.model import LEVELS, PMTIQA, level_of
 from services.iqa.schemas import TrainConfig
 from services.iqa.synthesise import is_photographic, least_width, pristine_views, synthesise
+from shared.bundles import Bundle, Comparison
 from shared.datasets import folder_digest
 from shared.jobs.config import read_config
 from shared.jobs.context import JobStopped, LocalContext, TrainingContext
+from shared.jobs.distributed import run_recipe
 from shared.problems import FourfoldError
 
 
@@ -57,32 +64,53 @@ def train(config: TrainConfig, data: Path, context: TrainingContext) -> Path:
 
     The test split is looked at once, by the export. Raises BadDataset, TrainingDiverged or JobStopped.
     """
-    digest = folder_digest("iqa", data)
-    if not (data / TABLE).is_file():
-        data = _synthetic(config, data, context)
-    records = with_splits(readable_records(data) if config.bad_files == "exclude" else load_folder(data))
-    parts = {name: [record for record in records if record.split == name] for name in ("train", "validation", "test")}
-    for name, part in parts.items():
-        if not part:
-            raise BadDataset(f"No image of scores.csv has the split {name!r}.", file="scores.csv")
-    kinds = ["none", *sorted({record.kind for record in records} - {"", "none"})]
+    parts = _parts(config, data, context)
+    kinds = ["none", *sorted({record.kind for part in parts.values() for record in part} - {"", "none"})]
+    model = fit(config, parts["train"], parts["validation"], kinds, context)
+    if _rank() != 0:
+        return context.artefact("bundle")  # the first process makes it
     return export_bundle(
-        fit(config, parts["train"], parts["validation"], kinds, context),
+        model,
         context.artefact("bundle"),
         config=config,
         kinds=kinds,
         train=parts["train"],
         test=parts["test"],
-        dataset_digest=digest,
+        dataset_digest=folder_digest("iqa", data),
         device=str(_device(config.device)),
         champion=context.champion(),
     )
 
 
+def compare(candidate: Path, champion: Path, data: Path, context: TrainingContext) -> Comparison:
+    """The candidate beside the champion (folders of bundles) on the test split of the candidate's data set."""
+    bundle = Bundle.open(candidate)
+    config = read_config(TrainConfig, bundle.manifest.config)
+    return beside(bundle.graph("fp32"), Bundle.open(champion), _parts(config, data, context)["test"])
+
+
+def _parts(config: TrainConfig, data: Path, context: TrainingContext) -> dict[str, list[Record]]:
+    """Split → its records, none empty."""
+    if not (data / TABLE).is_file():
+        data = _synthetic(config, data, context)
+    records = with_splits(readable_records(data) if config.bad_files == "exclude" else load_folder(data))
+    parts = {name: [record for record in records if record.split == name] for name in SPLITS}
+    for name, part in parts.items():
+        if not part:
+            raise BadDataset(f"No image of scores.csv has the split {name!r}.", file="scores.csv")
+    return parts
+
+
 def _synthetic(config: TrainConfig, photographs: Path, context: TrainingContext) -> Path:
     """The folder of a set made from the pristine photographs; the same seed makes the same set."""
     usable: dict[Path, str] = {}
+    seen: set[str] = set()
     for path, scene in find_photographs(photographs).items():
+        if source_of(path) in seen:
+            if config.bad_files == "refuse":
+                raise BadDataset(f"{path.name}: {SAME_NAME}.", file=path.name)
+            continue
+        seen.add(source_of(path))
         try:
             views = pristine_views(path, 1, np.random.default_rng(0), config.synthetic_width)
         except OSError as error:
@@ -100,17 +128,25 @@ def _synthetic(config: TrainConfig, photographs: Path, context: TrainingContext)
             "Send larger ones, or set a smaller synthetic_width."
         )
     folder = context.artefact("set")
-    context.logger.info("making distorted pictures of %d photographs", len(usable))
-    synthesise(
-        usable,
-        folder,
-        views=config.synthetic_views,
-        share=config.synthetic_share,
-        seed=config.seed,
-        width=config.synthetic_width,
-        watch=lambda: _check_stop(context),
-    )
+    if _rank() == 0:
+        context.logger.info("making distorted pictures of %d photographs", len(usable))
+        synthesise(
+            usable,
+            folder,
+            views=config.synthetic_views,
+            share=config.synthetic_share,
+            seed=config.seed,
+            width=config.synthetic_width,
+            watch=lambda: _check_stop(context),
+        )
+    if distributed.is_initialized():
+        distributed.barrier()
     return folder
+
+
+def _rank() -> int:
+    """This process's number among those that share the training; 0 is the only one that writes."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def _check_stop(context: TrainingContext) -> None:
@@ -124,7 +160,8 @@ def fit(
     """The network of the epoch with the best validation SRCC, on the CPU in evaluation mode.
 
     Only the last half of the epochs is asked, where the score carries the loss. A training resumed from the context's
-    checkpoint ends with the same weights as one that was never interrupted.
+    checkpoint ends with the same weights as one that was never interrupted. In a process group each process takes its
+    share of every batch; only the first knows, and returns, the best epoch.
     """
     device = _device(config.device)
     torch.set_num_threads(config.threads)
@@ -145,18 +182,21 @@ def fit(
         first, best_srcc = int(state["epoch"].item()), state["best_srcc"].item()
         best = {name.removeprefix("best."): value for name, value in state.items() if name.startswith("best.")}
         _restore(model, optimizer, state)
+    network = DistributedDataParallel(model) if distributed.is_initialized() else model
     for epoch in range(first, config.epochs):
         started = time.monotonic()
-        losses = _train_epoch(model, optimizer, images, kinds, config, epoch, device, context)
-        metrics = {"loss": float(np.mean(losses)), "images_per_second": len(losses) / (time.monotonic() - started)}
-        if epoch >= config.epochs // 2:
+        losses = _train_epoch(network, model, optimizer, images, kinds, config, epoch, device, context)
+        seconds = time.monotonic() - started
+        metrics = {"loss": float(np.mean(losses)), "images_per_second": len(losses) * config.processes / seconds}
+        if _rank() == 0 and epoch >= config.epochs // 2:
             metrics["validation_srcc"] = _validate(model, validation, device)
             if metrics["validation_srcc"] > best_srcc:
                 best_srcc = metrics["validation_srcc"]
                 best = {name: value.cpu().numpy().copy() for name, value in model.state_dict().items()}
         context.checkpoint(_state(model, optimizer, epoch + 1, best_srcc, best))
         context.report(step=epoch + 1, total=config.epochs, **metrics)
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in best.items()})
+    if _rank() == 0:
+        model.load_state_dict({name: torch.from_numpy(value) for name, value in best.items()})
     return model.cpu().eval()
 
 
@@ -168,6 +208,7 @@ class Images:
     def __init__(self, records: list[Record]) -> None:
         self.records = records
         self._kept: dict[int, NDArray[np.uint8]] = {}
+        self._sizes: dict[int, tuple[int, int]] = {}
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         if (kept := self._kept.get(index)) is not None:
@@ -176,6 +217,12 @@ class Images:
         if len(self._kept) < self.LIMIT:
             self._kept[index] = image
         return image
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(H, W) of an image, as decoded."""
+        if index not in self._sizes:
+            self._sizes[index] = self[index].shape[:2]
+        return self._sizes[index]
 
 
 def loss_weights(schedule: str, epoch: int, epochs: int) -> tuple[float, float]:
@@ -187,6 +234,7 @@ def loss_weights(schedule: str, epoch: int, epochs: int) -> tuple[float, float]:
 
 
 def _train_epoch(
+    network: Module,
     model: PMTIQA,
     optimizer: torch.optim.Optimizer,
     images: Images,
@@ -196,7 +244,10 @@ def _train_epoch(
     device: torch.device,
     context: TrainingContext,
 ) -> list[float]:
-    """One pass over a fresh random subset; returns the loss of each image's batch, one entry an image."""
+    """One pass over a fresh random subset; returns the loss of each image's batch, one entry an image of this process.
+
+    `network` is `model`, or what averages its gradients over the processes.
+    """
     # All randomness of an epoch comes from its own generator, so a resumed training repeats it exactly.
     random = np.random.default_rng([config.seed, epoch])
     order = random.permutation(len(images.records))[: config.images_per_epoch]
@@ -211,13 +262,18 @@ def _train_epoch(
     losses: list[float] = []
     for start in range(0, len(order) - config.batch_size + 1, config.batch_size):
         _check_stop(context)
-        chosen = order[start : start + config.batch_size]
-        crops = np.stack([_crop(images[index], config.crop, random) for index in chosen])
+        batch = order[start : start + config.batch_size]
+        # Every process draws every crop, so that any number of them sees the same batches.
+        places = [_place(images.size(index), config.crop, random) for index in batch]
+        mine = slice(_rank(), None, distributed.get_world_size() if distributed.is_initialized() else 1)
+        chosen = batch[mine]
+        pairs = zip(chosen, places[mine], strict=True)
+        crops = np.stack([_crop(images[index], config.crop, place) for index, place in pairs])
         image = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2).float()
         picked = [images.records[index] for index in chosen]
         score = torch.tensor([record.score for record in picked], device=device)
         kind = torch.tensor([kinds.index(record.kind or "none") for record in picked], device=device)
-        quality = model(image.contiguous(memory_format=torch.channels_last))
+        quality = network(image.contiguous(memory_format=torch.channels_last))
         loss = (
             by_score * LEVELS * F.l1_loss(quality.score_B, score / 100)
             + by_level * F.cross_entropy(quality.level_logits_BL, level_of(score))
@@ -233,14 +289,19 @@ def _train_epoch(
     return losses
 
 
-def _crop(image_HW3: NDArray[np.uint8], side: int, random: np.random.Generator) -> NDArray[np.uint8]:
-    """A random side × side crop, mirrored half the time; neither changes the quality."""
-    height, width = image_HW3.shape[:2]
+def _place(size: tuple[int, int], side: int, random: np.random.Generator) -> tuple[int, int, bool]:
+    """(top, left, mirrored) of a random side × side crop; neither changes the quality."""
+    height, width = size
     if min(height, width) < side:
         raise BadDataset(f"An image of {width}×{height} is smaller than the crop of {side}.")
     top, left = int(random.integers(0, height - side + 1)), int(random.integers(0, width - side + 1))
+    return top, left, random.random() < 0.5
+
+
+def _crop(image_HW3: NDArray[np.uint8], side: int, place: tuple[int, int, bool]) -> NDArray[np.uint8]:
+    top, left, mirrored = place
     crop = image_HW3[top : top + side, left : left + side]
-    return crop[:, ::-1] if random.random() < 0.5 else crop
+    return crop[:, ::-1] if mirrored else crop
 
 
 @torch.inference_mode()
@@ -261,6 +322,7 @@ def _subset(records: list[Record], size: int) -> list[Record]:
 
 
 def _device(wanted: str) -> torch.device:
+    """`cuda` is the process's own GPU where several share the training."""
     return torch.device("cuda" if wanted == "auto" and torch.cuda.is_available() else wanted.replace("auto", "cpu"))
 
 
@@ -315,7 +377,7 @@ def main() -> None:
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = read_config(TrainConfig, dict(item.split("=", 1) for item in given.set))
-    print(train(config, given.data, LocalContext(given.out)))
+    print(run_recipe("services.iqa.train", config, given.data, LocalContext(given.out)))
 
 
 if __name__ == "__main__":

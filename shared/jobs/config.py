@@ -24,6 +24,14 @@ class RecipeConfig(BaseModel):
     threads: int = Field(default=1, ge=1, le=256)
 
 
+class DistributedConfig(RecipeConfig):
+    """The base of a TrainConfig whose recipe can be shared by several processes."""
+
+    processes: int = Field(
+        default=1, ge=1, le=16, description="Processes that share the training; no more than GPUs where there are any."
+    )
+
+
 class ConfigInvalid(Unprocessable):
     """A configuration with a wrong value or an unknown key; `errors` has one entry for each."""
 

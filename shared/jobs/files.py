@@ -28,6 +28,12 @@ class JobFiles:
                 with suppress(FileNotFoundError):
                     self.fs.rm_file(f"{self._folder(job_id)}/checkpoint.{earlier}.safetensors")
 
+    def drop_checkpoints(self, job_id: str) -> None:
+        """Forget every checkpoint of a job that needs none any more."""
+        for attempt in self._attempts(job_id, "checkpoint"):
+            with suppress(FileNotFoundError):
+                self.fs.rm_file(f"{self._folder(job_id)}/checkpoint.{attempt}.safetensors")
+
     def fetch_checkpoint(self, job_id: str, path: Path) -> bool:
         """Copy the newest checkpoint to `path`; False if there is none."""
         attempts = self._attempts(job_id, "checkpoint")

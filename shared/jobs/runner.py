@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from errno import EDQUOT, ENOSPC
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,15 +20,18 @@ import structlog
 from numpy.typing import NDArray
 from sqlalchemy.exc import DBAPIError
 
+from shared.bundles import Comparison
 from shared.datasets import Datasets, Report
 from shared.jobs.config import read_config
 from shared.jobs.context import JobStopped, LocalContext, StopReason
+from shared.jobs.distributed import RankFailed, run_recipe
 from shared.jobs.events import EventLog
+from shared.jobs.failures import failure_document
 from shared.jobs.files import JobFiles
 from shared.jobs.mirror import Mirror
 from shared.jobs.model import Job, JobState, LeaseLost, Point
 from shared.jobs.store import JobStore, claim, finish, heartbeat, release
-from shared.problems import FourfoldError, Unprocessable, problem_document
+from shared.problems import Unprocessable
 from shared.repository import ModelRepository
 from shared.settings import Settings
 
@@ -86,9 +88,11 @@ def _attempt(place: Workplace, job: Job, context: WorkerContext) -> tuple[JobSta
         return stopped.reason, {}
     except LeaseLost:
         return StopReason.LOST, {}
+    except RankFailed as failed:
+        return JobState.FAILED, failed.document
     except Exception as error:
         context.logger.error("%s", traceback.format_exc())
-        return JobState.FAILED, problem_of(error)
+        return JobState.FAILED, failure_document(error)
 
 
 def _conclude(
@@ -111,9 +115,13 @@ def _conclude(
             case _:
                 return finish(place.store, job.id, job.attempt, JobState.SUCCEEDED, result=content)
 
-    if outcome is not StopReason.LOST:
-        with suppress(LeaseLost):  # then it belongs to another attempt, which has the last word
-            persist(last_word)
+    if outcome is StopReason.LOST:
+        return
+    with suppress(LeaseLost):  # then it belongs to another attempt, which has the last word
+        persist(last_word)
+        if outcome is JobState.SUCCEEDED:
+            with suppress(OSError):
+                place.files.drop_checkpoints(job.id)
 
 
 def persist(call: Callable[[], T], seconds: float = PERSIST_SECONDS) -> T:
@@ -129,24 +137,6 @@ def persist(call: Callable[[], T], seconds: float = PERSIST_SECONDS) -> T:
             log.warning("the database is away", error=type(error.orig).__name__)
             time.sleep(pause)
             pause = min(pause * 2, 5.0)
-
-
-def problem_of(error: Exception) -> dict[str, Any]:
-    """What the job's owner is told: a sentence to act on, without paths; the log has the rest."""
-    if isinstance(error, FourfoldError):
-        document = problem_document(error, None)
-        del document["request_id"]
-        return document
-    if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
-        detail = "A disk that the job writes to is full. Nothing was published; make room and submit it again."
-        return {"title": "The disk is full", "detail": detail}
-    # torch has its own kinds: torch.OutOfMemoryError on a GPU, a RuntimeError of its allocator on the CPU.
-    of_torch = type(error).__name__ == "OutOfMemoryError" or "you tried to allocate" in str(error)
-    if isinstance(error, MemoryError) or of_torch:
-        detail = "The job needs more memory than there is; the last checkpoint is kept. Try a smaller batch."
-        return {"title": "Out of memory", "detail": detail}
-    detail = f"An unexpected {type(error).__name__}; the job's log says where."
-    return {"title": "The job failed", "detail": detail}
 
 
 class Heart:
@@ -290,12 +280,12 @@ def _train(place: Workplace, job: Job, context: WorkerContext) -> dict[str, Any]
     """`services.<domain>.train.train(config, data, context)` → the published version of its model."""
     version = place.models.made_by(job.domain, job.id)  # an earlier attempt got that far
     if version is None:
-        module = import_module(f"{place.recipes}.{job.domain}.train")
-        config = read_config(module.TrainConfig, job.config)
+        recipe = f"{place.recipes}.{job.domain}.train"
+        config = read_config(import_module(recipe).TrainConfig, job.config)
         data = context.folder / "data"
         if job.dataset is not None:
             place.datasets.fetch(job.dataset, data)
-        folder = module.train(config, data, context)
+        folder = run_recipe(recipe, config, data, context)
         if (reason := context.should_stop()) is not None and reason is not StopReason.SHUTDOWN:
             raise JobStopped(reason)
         heartbeat(place.store, job.id, job.attempt, place.settings.lease_seconds)  # raises if it is not ours any more
@@ -316,7 +306,21 @@ def _validate(place: Workplace, job: Job, context: WorkerContext) -> dict[str, A
     return report.model_dump()
 
 
+def _compare(place: Workplace, job: Job, context: WorkerContext) -> dict[str, Any]:
+    """`services.<domain>.train.compare(candidate, champion, data, context)`, kept beside the version for the gate."""
+    if job.dataset is None:
+        raise Unprocessable("The version does not say what it was trained on.")
+    module = import_module(f"{place.recipes}.{job.domain}.train")
+    place.datasets.fetch(job.dataset, context.folder / "data")
+    version, champion = job.config["version"], job.config["champion"]
+    with place.models.fetch(job.domain, version) as new, place.models.fetch(job.domain, champion) as old:
+        comparison: Comparison = module.compare(new.folder, old.folder, context.folder / "data", context)
+    place.models.keep_comparison(job.domain, version, comparison)
+    return {"model": job.domain, "version": version, "comparison": comparison.model_dump(exclude_none=True)}
+
+
 _KINDS: Mapping[str, Callable[[Workplace, Job, WorkerContext], dict[str, Any]]] = {
     "train": _train,
     "validate": _validate,
+    "compare": _compare,
 }

@@ -8,11 +8,8 @@ job is told, goes back to the queue with its checkpoint, and the worker ends.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +21,13 @@ from shared.database import connect, upgrade
 from shared.datasets import Datasets
 from shared.jobs.events import event_log
 from shared.jobs.files import JobFiles
+from shared.jobs.lifeline import end_with_parent
 from shared.jobs.queue import TASK, celery_app
 from shared.jobs.runner import Workplace, run_job
 from shared.jobs.store import SqlJobStore
 from shared.repository import ModelRepository
 from shared.settings import Settings, load_settings
 from shared.telemetry import configure_logging
-
-_PR_SET_PDEATHSIG = 1
 
 
 class WorkerSettings(Settings):
@@ -51,17 +47,20 @@ def visible_gpus() -> list[str]:
     return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
 
 
-def hold_gpu(gpus: list[str], folder: Path) -> FileLock | None:
-    """Take a GPU for this process alone and hide the others, before torch is imported; None if there is none."""
+def hold_gpus(gpus: list[str], folder: Path, count: int) -> list[FileLock]:
+    """Take up to `count` GPUs that nobody has, for this process alone, and hide the others before torch is imported."""
+    held: dict[str, FileLock] = {}
     for name in gpus:
+        if len(held) == count:
+            break
         lock = FileLock(folder / f"gpu-{name.replace('/', '_')}.lock")
         try:
             lock.acquire(blocking=False)
         except Timeout:
             continue
-        os.environ["CUDA_VISIBLE_DEVICES"] = name
-        return lock
-    return None
+        held[name] = lock
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
+    return list(held.values())
 
 
 def main() -> None:
@@ -85,15 +84,14 @@ def main() -> None:
 
     def run_task(job_id: str) -> None:
         # Everything with a connection is made here, in the child, which is not to outlive the worker.
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        held = hold_gpu(gpus, run) if "train.gpu" in settings.queues else None
-        if held is None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        end_with_parent()
         engine = connect(settings.database_location)
+        store = SqlJobStore(engine)
+        wanted = store.get(job_id).config.get("processes", 1)
+        held = hold_gpus(gpus if "train.gpu" in settings.queues else [], run, wanted)
         place = Workplace(
             settings=settings,
-            store=SqlJobStore(engine),
+            store=store,
             events=event_log(settings.redis_url),
             files=JobFiles(settings.jobs_location),
             datasets=Datasets(engine, settings),
@@ -105,8 +103,8 @@ def main() -> None:
             run_job(place, job_id)
         finally:
             engine.dispose()
-            if held is not None:
-                held.release()
+            for lock in held:
+                lock.release()
 
     app.task(name=TASK)(run_task)
     argv = ["worker", "--pool", "prefork", "--concurrency", str(settings.concurrency), "--loglevel", "WARNING"]

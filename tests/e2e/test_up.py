@@ -207,6 +207,17 @@ def test_from_photographs_to_a_served_version_and_back(up, tmp_path):
     up.until(lambda: serves(f"iqa/{version}"), 5)
     assert up.run("models", "rollback", "iqa").returncode == 0
     up.until(lambda: serves("iqa/1"), 5)
+    compared = up.run("models", "compare", "iqa", version, timeout=120)
+    assert compared.returncode == 0, compared.stdout + compared.stderr
+    assert re.search(r"srcc beside version 1: [+-]\d\.\d{4} \(95 %", compared.stdout)
+    assert up.run("models", "canary", "iqa", version, "--weight", "0.5").returncode == 0
+    up.until(lambda: serves(f"iqa/{version}"), 10)
+    with Client(up.url, up.key) as client:
+        answered = {client.score(photos / "coffee.png")["model"] for _ in range(40)}
+        assert answered == {"iqa/1", f"iqa/{version}"}
+        rows = client.request("GET", "/v2/models/stats")["model_stats"]
+        assert {row["version"] for row in rows if row["inference_count"]} == {"1", version}
+    assert up.run("models", "canary", "iqa", version, "--weight", "0").returncode == 0
     nothing = up.run("train", "iqa", "--dataset", "none")
     assert nothing.returncode == 1
     assert "There is no data set 'none'" in nothing.stderr

@@ -8,13 +8,13 @@ import numpy as np
 from pydantic import Field
 
 from shared.bundles import Comparison, Metric
-from shared.jobs.config import RecipeConfig
+from shared.jobs.config import DistributedConfig
 from shared.jobs.context import JobStopped
 from shared.problems import Unprocessable
 from shared.testing import toy_bundle
 
 
-class TrainConfig(RecipeConfig):
+class TrainConfig(DistributedConfig):
     epochs: int = Field(default=3, ge=1)
     seconds: float = Field(default=0.0, ge=0, description="Of an epoch.")
     fail: str = Field(default="", description="memory, disk, diverged, bug, kill or deaf")
@@ -56,6 +56,11 @@ def train(config, data, context) -> Path:
         comparison=Comparison(champion=version, metric="accuracy", difference=difference),
         config=config.model_dump(),
     )
+
+
+def compare(candidate, champion, data, context):
+    difference = Metric(value=0.2, low=0.1, high=0.3)
+    return Comparison(champion=int(champion.name), metric="accuracy", difference=difference)
 
 
 def _fail(how):

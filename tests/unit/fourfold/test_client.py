@@ -1,13 +1,16 @@
 """The Python client against a small real server: what is sent, what comes back, and how errors read."""
 
 import asyncio
+import hashlib
 from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from fourfold.client import AsyncClient, Client
+from fourfold import client as client_module
+from fourfold.blocking import Client
+from fourfold.client import AsyncClient
 from fourfold.errors import ApiError, ConnectionFailed, NoKey
 
 
@@ -51,6 +54,31 @@ async def test_several_images_go_in_one_form(tmp_path):
     async with serving(handler) as url, AsyncClient(url, "ff_key") as client:
         assert await client.score_many([tmp_path / "a.png", b"second"]) == [{"name": "a.png"}, {"name": "image-1"}]
     assert names == [("images", "a.png", b"first"), ("images", "image-1", b"second")]
+
+
+async def test_a_large_file_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(client_module, "PART_BYTES", 4)
+    (tmp_path / "large").write_bytes(b"aaaabbbbcc")
+    here = {hashlib.sha256(b"aaaa").hexdigest()}
+    sent = []
+
+    async def handler(request):
+        if request.method == "PUT":
+            sent.append(await request.read())
+            here.add(request.path.rpartition("/")[2])
+            return web.Response(status=204)
+        asked = await request.json()
+        wanted = asked.get("parts") or [entry["sha256"] for entry in asked["files"]]
+        missing = [sha256 for sha256 in wanted if sha256 not in here]
+        if missing:
+            return web.json_response({"type": "x", "title": "", "detail": "", "missing": missing}, status=409)
+        if request.path.endswith("/parts"):
+            here.add(request.path.split("/")[-2])
+        return web.json_response({"digest": "d"})
+
+    async with serving(handler) as url, AsyncClient(url, "ff_key") as client:
+        assert await client.add_dataset(tmp_path, "iqa", "mine") == {"digest": "d"}
+    assert sent == [b"bbbb", b"cc"]
 
 
 async def test_a_problem_becomes_an_error_with_all_its_members():

@@ -188,6 +188,24 @@ async def test_promotion_rollback_and_history(app, client, tmp_path):
     assert (await client.get("/v1/models/none")).status_code == 404
 
 
+async def test_a_comparison_is_a_job(app, client, tmp_path):
+    digest = (await client.post("/v1/datasets?kind=iqa&name=mine", content=zipped(a="1"))).json()["digest"]
+    for number, known in enumerate((None, digest, "f" * 64)):
+        app.state.models.publish(toy_bundle(tmp_path / f"bundle{number}", dataset_digest=known))
+    app.state.models.set_alias("toy", "champion", 1)
+
+    async def compare(version):
+        return await client.post(f"/v1/models/toy/versions/{version}/comparisons")
+
+    accepted = await compare(2)
+    assert accepted.status_code == 202
+    job = app.state.jobs.get(accepted.json()["id"])
+    assert (job.kind, job.domain, job.dataset, job.config) == ("compare", "toy", digest, {"version": 2, "champion": 1})
+    assert "no other champion" in (await compare(1)).json()["detail"]
+    assert "not here" in (await compare(3)).json()["detail"]
+    assert (await compare(9)).status_code == 404
+
+
 async def test_scopes(app, client):
     made = (await client.post("/v1/keys", json={"name": "reader", "scopes": ["predict"]})).json()
     reader = {"Authorization": f"Bearer {made['secret']}"}

@@ -79,3 +79,12 @@ def test_the_first_champion_and_the_same_one_pass(models, tmp_path):
     fresh = ModelRepository(str(tmp_path / "fresh"))
     fresh.publish(toy_bundle(tmp_path / "only"))
     check_promotion(fresh, "toy", 1)
+
+
+def test_a_comparison_made_since_counts(models, tmp_path):
+    version = published(models, tmp_path, comparison=beside(7, 0.1, 0.05, 0.15))
+    with pytest.raises(NotComparable, match="models compare"):
+        check_promotion(models, "toy", version)
+    models.keep_comparison("toy", version, beside(1, 0.0, -0.05, 0.05))
+    models.keep_comparison("toy", version, beside(1, -0.3, -0.35, -0.25))  # the first one stays
+    check_promotion(models, "toy", version)

@@ -23,6 +23,7 @@ from services.iqa.schemas import TrainConfig
 from services.iqa.train import TrainingDiverged, fit, loss_weights, train
 from shared.bundles import Bundle
 from shared.jobs.context import JobStopped, LocalContext, StopReason
+from shared.jobs.distributed import run_recipe
 
 KINDS = ["none", "gaussian-blur", "jpeg"]
 TINY = TrainConfig(epochs=3, batch_size=4, crop=64, validation_images=8, images_per_epoch=8, seed=1)
@@ -135,6 +136,14 @@ def test_a_resumed_training_ends_with_the_same_weights(
 def test_a_finished_training_is_not_repeated(folder: Path, fitted: tuple[PMTIQA, LocalContext]):
     model, context = fitted
     assert_same(model, fit(TINY, *parts(folder), KINDS, LocalContext(context.folder)))
+
+
+def test_two_processes_end_where_one_does(folder: Path, bundle: Bundle, tmp_path: Path):
+    config = TINY.model_copy(update={"processes": 2})
+    shared = Bundle.open(run_recipe("services.iqa.train", config, folder, LocalContext(tmp_path)))
+    image = np.random.default_rng(0).integers(0, 256, (1, 96, 96, 3), dtype=np.uint8)
+    alone, together = (run(made.graph("fp32"), image)["score"] for made in (bundle, shared))
+    assert np.allclose(alone, together, atol=0.01)
 
 
 def test_progress_is_reported(fitted: tuple[PMTIQA, LocalContext]):

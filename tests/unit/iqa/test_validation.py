@@ -90,3 +90,15 @@ def test_photographs_that_are_too_small_say_what_to_change(folder):
     (folder / "scores.csv").unlink()
     with pytest.raises(BadDataset, match=r"at least 683 pixels wide.*synthetic_width"):
         train(TrainConfig(epochs=1), folder, LocalContext(folder / "run"))
+
+
+def test_photographs_in_folders_are_found_and_namesakes_reported(tmp_path):
+    for number, name in enumerate(["x/a", "x/b", "y/c", "y/z/d", "y/a"]):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.roll(data.astronaut(), 40 * number, 0)).save(path)
+    report = validate(tmp_path)
+    assert (report.state, report.counts["photographs"]) == ("flawed", 4)
+    assert [(finding.file, "same name" in finding.problem) for finding in report.findings] == [("y/a.png", True)]
+    with pytest.raises(BadDataset, match="same name"):
+        train(TrainConfig(synthetic_width=256), tmp_path, LocalContext(tmp_path / "run"))

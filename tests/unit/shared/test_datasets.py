@@ -83,6 +83,26 @@ def test_an_upload_goes_on_where_it_was(datasets, tmp_path):
     assert datasets.add("toy", "mine", files, "me")[0].state == "validating"
 
 
+def test_a_file_is_joined_of_its_parts(datasets, tmp_path):
+    parts = [b"ab", b"cd", b"ab"]
+    digests = [hashlib.sha256(part).hexdigest() for part in parts]
+    whole = file_of("whole", b"abcdab")
+    put(datasets, tmp_path, b"ab")
+    with pytest.raises(MissingFiles) as missing:
+        datasets.join_parts(whole.sha256, digests, tmp_path / "draft")
+    assert missing.value.extra["missing"] == [digests[1]]
+    put(datasets, tmp_path, b"cd")
+    with pytest.raises(Unprocessable, match="SHA-256"):
+        datasets.join_parts(whole.sha256, digests[:2], tmp_path / "draft")
+    datasets.join_parts(whole.sha256, digests, tmp_path / "draft")
+    dataset, _ = datasets.add("toy", "mine", [whole], "me")
+    datasets.fetch(dataset.digest, tmp_path / "out")
+    assert (tmp_path / "out" / "whole").read_bytes() == b"abcdab"
+    put(datasets, tmp_path, bytes(600_000))
+    with pytest.raises(ArchiveTooLarge):
+        datasets.join_parts(whole.sha256, [hashlib.sha256(bytes(600_000)).hexdigest()] * 2, tmp_path / "draft")
+
+
 def test_bytes_that_are_not_what_they_are_called_are_refused(datasets, tmp_path):
     (tmp_path / "draft").write_bytes(b"1")
     with pytest.raises(Unprocessable, match="SHA-256"):

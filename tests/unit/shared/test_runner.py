@@ -16,6 +16,7 @@ from shared.jobs.runner import Workplace, run_job
 from shared.jobs.store import SqlJobStore
 from shared.repository import ModelRepository
 from shared.settings import Settings
+from shared.testing import toy_bundle
 
 
 @pytest.fixture
@@ -47,9 +48,9 @@ def ran(place, **config):
 def in_background(place, job):
     thread = threading.Thread(target=run_job, args=(place, job.id))
     thread.start()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while place.store.get(job.id).step < 1:
-        assert time.monotonic() < end
+        assert time.monotonic() < end, place.store.get(job.id)
         time.sleep(0.01)
     return thread
 
@@ -166,12 +167,62 @@ def test_a_wrong_configuration_in_the_row_is_a_failure(place):
     assert "did you mean 'epochs'" in job.problem["detail"]
 
 
-def test_validation_is_kept_with_the_data_set(place, tmp_path):
+def test_several_processes_share_a_training(place):
+    alone, shared = ran(place), ran(place, processes=2)
+    assert shared.state is JobState.SUCCEEDED, place.files.log(shared.id)
+    assert [point.metrics["loss"] for point in place.store.points(shared.id)] == [1, 1 / 2, 1 / 3]
+    assert weights(place, shared.result["version"]) == weights(place, alone.result["version"])
+    assert b"epoch 3 done" in place.files.log(shared.id)
+
+
+@pytest.mark.parametrize(
+    ("how", "title"), [("diverged", "The input is well formed but cannot be processed"), ("kill", "A process was lost")]
+)
+def test_a_process_that_fails_ends_the_others(place, how, title):
+    job = ran(place, processes=2, fail=how)
+    assert (job.state, job.problem["title"]) == (JobState.FAILED, title)
+    assert place.files.fetch_checkpoint(job.id, place.settings.home / "kept.safetensors")
+
+
+def test_a_shared_training_stops_and_resumes(place):
+    whole = ran(place, epochs=4)
+    job = submitted(place, epochs=4, seconds=0.5, processes=2)
+    stopping = threading.Event()
+    thread = in_background(replace(place, shutting_down=stopping.is_set), job)
+    stopping.set()
+    thread.join()
+    assert place.store.get(job.id).state is JobState.QUEUED
+    run_job(place, job.id)
+    assert [point.step for point in place.store.points(job.id)] == [1, 2, 3, 4]
+    assert weights(place, 2) == weights(place, whole.result["version"])
+
+
+def test_a_comparison_is_kept_for_the_gate(place, tmp_path):
+    dataset = validated(place, tmp_path)
+    for _ in range(3):
+        place.models.publish(toy_bundle(tmp_path / "toy"))
+    place.models.set_alias("toy", "champion", 2)
+    job = submitted(place, kind="compare", dataset=dataset.digest, version=3, champion=2)
+    run_job(place, job.id)
+    assert place.store.get(job.id).result["comparison"]["difference"]["value"] == 0.2
+    assert place.models.comparison("toy", 3, 2).difference.low == 0.1
+    assert place.models.comparison("toy", 3, 1) is None
+
+
+def test_a_succeeded_job_keeps_no_checkpoint(place):
+    assert not place.files.fetch_checkpoint(ran(place).id, place.settings.home / "kept.safetensors")
+
+
+def validated(place, tmp_path):
     draft = tmp_path / "draft"
     draft.write_bytes(b"good")
     sha256 = "770e607624d689265ca6c44884d0807d9b054d23c473c106c72be9de08b7376c"
     place.datasets.put_file(draft, sha256)
-    dataset, _ = place.datasets.add("toy", "mine", [FileOf(path="a", sha256=sha256, size=4)], "me")
+    return place.datasets.add("toy", "mine", [FileOf(path="a", sha256=sha256, size=4)], "me")[0]
+
+
+def test_validation_is_kept_with_the_data_set(place, tmp_path):
+    dataset = validated(place, tmp_path)
     job = submitted(place, kind="validate", dataset=dataset.digest)
     run_job(place, job.id)
     assert place.store.get(job.id).result["state"] == "valid"

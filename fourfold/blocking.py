@@ -1,0 +1,144 @@
+"""The Python client for code without an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from fourfold.client import AsyncClient, Image, MapForm
+
+T = TypeVar("T")
+
+
+class Client:
+    """The same API for plain code, also inside a notebook. Close it, or use it with `with`."""
+
+    def __init__(self, url: str | None = None, key: str | None = None, *, timeout: float = 300.0) -> None:
+        self._inner = AsyncClient(url, key, timeout=timeout)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fourfold-client", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if not self._loop.is_closed():
+            self._run(self._inner.close())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+
+    @property
+    def url(self) -> str:
+        return self._inner.url
+
+    def request(self, method: str, path: str, **options: Any) -> Any:
+        return self._run(self._inner.request(method, path, **options))
+
+    def score(self, image: Image, *, map: MapForm | None = None) -> dict[str, Any]:
+        """See AsyncClient.score."""
+        return self._run(self._inner.score(image, map=map))
+
+    def score_many(self, images: Sequence[Image], *, map: MapForm | None = None) -> list[dict[str, Any]]:
+        """See AsyncClient.score_many."""
+        return self._run(self._inner.score_many(images, map=map))
+
+    def list_keys(self) -> list[dict[str, Any]]:
+        return self._run(self._inner.list_keys())
+
+    def create_key(
+        self, name: str, scopes: Sequence[str] = ("predict",), *, expires_in_days: float | None = None
+    ) -> dict[str, Any]:
+        """See AsyncClient.create_key."""
+        return self._run(self._inner.create_key(name, scopes, expires_in_days=expires_in_days))
+
+    def revoke_key(self, key_id: str) -> dict[str, Any]:
+        return self._run(self._inner.revoke_key(key_id))
+
+    def add_dataset(
+        self, path: str | Path, kind: str, name: str, *, on_progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, Any]:
+        """See AsyncClient.add_dataset."""
+        return self._run(self._inner.add_dataset(path, kind, name, on_progress=on_progress))
+
+    def dataset(self, reference: str) -> dict[str, Any]:
+        """See AsyncClient.dataset."""
+        return self._run(self._inner.dataset(reference))
+
+    def datasets(self) -> list[dict[str, Any]]:
+        return self._run(self._inner.datasets())
+
+    def remove_dataset(self, digest: str) -> None:
+        self._run(self._inner.remove_dataset(digest))
+
+    def train(
+        self, domain: str, dataset: str, config: dict[str, Any] | None = None, *, idempotency_key: str | None = None
+    ) -> dict[str, Any]:
+        """See AsyncClient.train."""
+        return self._run(self._inner.train(domain, dataset, config, idempotency_key=idempotency_key))
+
+    def jobs(self, *, state: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
+        return self._run(self._inner.jobs(state=state, limit=limit))
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return self._run(self._inner.job(job_id))
+
+    def job_points(self, job_id: str) -> list[dict[str, Any]]:
+        """See AsyncClient.job_points."""
+        return self._run(self._inner.job_points(job_id))
+
+    def cancel_job(self, job_id: str) -> dict[str, Any]:
+        return self._run(self._inner.cancel_job(job_id))
+
+    def job_log(self, job_id: str, start: int = 0) -> bytes:
+        """See AsyncClient.job_log."""
+        return self._run(self._inner.job_log(job_id, start))
+
+    def job_events(self, job_id: str) -> Iterator[dict[str, Any]]:
+        """See AsyncClient.job_events."""
+        events = self._inner.job_events(job_id)
+        while True:
+            event = self._run(_next(events))
+            if event is None:
+                return
+            yield event
+
+    def models(self) -> list[dict[str, Any]]:
+        return self._run(self._inner.models())
+
+    def model(self, name: str) -> dict[str, Any]:
+        """See AsyncClient.model."""
+        return self._run(self._inner.model(name))
+
+    def model_version(self, name: str, version: int) -> dict[str, Any]:
+        return self._run(self._inner.model_version(name, version))
+
+    def compare(self, name: str, version: int) -> dict[str, Any]:
+        """See AsyncClient.compare."""
+        return self._run(self._inner.compare(name, version))
+
+    def set_alias(self, name: str, alias: str, version: int | None, **options: Any) -> dict[str, Any]:
+        """See AsyncClient.set_alias."""
+        return self._run(self._inner.set_alias(name, alias, version, **options))
+
+    def rollback(self, name: str, *, reason: str = "") -> int:
+        """See AsyncClient.rollback."""
+        return self._run(self._inner.rollback(name, reason=reason))
+
+    def ready(self) -> dict[str, Any]:
+        return self._run(self._inner.ready())
+
+
+async def _next(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any] | None:
+    return await anext(events, None)
