@@ -114,6 +114,22 @@ class Client:
                 return
             yield event
 
+    def job_file(self, job_id: str, name: str) -> bytes:
+        """See AsyncClient.job_file."""
+        return self._run(self._inner.job_file(job_id, name))
+
+    def score_accounts(self, accounts: Sequence[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
+        """See AsyncClient.score_accounts."""
+        return self._run(self._inner.score_accounts(accounts, **options))
+
+    def explain_accounts(self, accounts: Sequence[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
+        """See AsyncClient.explain_accounts."""
+        return self._run(self._inner.explain_accounts(accounts, **options))
+
+    def score_graph(self, dataset: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
+        """See AsyncClient.score_graph."""
+        return self._run(self._inner.score_graph(dataset, config))
+
     def models(self) -> list[dict[str, Any]]:
         return self._run(self._inner.models())
 

@@ -241,6 +241,26 @@ class AsyncClient:
                     yield event
                     event = {}
 
+    async def job_file(self, job_id: str, name: str) -> bytes:
+        """A file that the job made; its `result` names it."""
+        return await self.request("GET", f"/v1/jobs/{quote(job_id, safe='')}/files/{quote(name, safe='')}", raw=True)
+
+    # -- bots
+
+    async def score_accounts(self, accounts: Sequence[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
+        """For each account its `result` or its `problem`; options are the members of ScoreRequest."""
+        answer = await self.request("POST", "/v1/bots/score", json={"accounts": list(accounts), **options})
+        return answer["results"]
+
+    async def explain_accounts(self, accounts: Sequence[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
+        """What speaks for a bot and what against; options are the members of ExplainRequest."""
+        answer = await self.request("POST", "/v1/bots/explain", json={"accounts": list(accounts), **options})
+        return answer["results"]
+
+    async def score_graph(self, dataset: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Submit the scoring of a whole data set; the job's `id` and `links`."""
+        return await self.request("POST", "/v1/bots/graphs", json={"dataset": dataset, "config": config or {}})
+
     # -- models
 
     async def models(self) -> list[dict[str, Any]]:

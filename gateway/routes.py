@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # One line a domain: /v1/<name>/… and the V2 model <name> belong to the service <name>.
-SERVICES = ("iqa",)
+SERVICES = ("iqa", "bots")
+SUBMISSIONS = ("training-jobs", "graphs")  # paths below a service that make jobs
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ def match(method: str, path: str) -> Target | None:
     if path.startswith("/v1/"):
         service, _, rest = path[4:].partition("/")
         if service in SERVICES:
-            training = rest == "training-jobs" or rest.startswith("training-jobs/")
-            return Target(service, "train" if training else "predict", f"/v1/{service}", not training)
+            submits = rest.partition("/")[0] in SUBMISSIONS
+            return Target(service, "train" if submits else "predict", f"/v1/{service}", not submits)
     elif path.startswith(_V2_MODELS):
         service = path[len(_V2_MODELS) :].partition("/")[0]
         if service in SERVICES:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request
@@ -16,7 +16,7 @@ from shared.about import VERSION
 from shared.bundles import Bundle
 from shared.inference_routes import inference_router
 from shared.jobs.config import RecipeConfig
-from shared.jobs.submission import training_router
+from shared.jobs.submission import job_router, training_router
 from shared.problems import NotReady, install_problem_handlers, problem_responses
 from shared.repository import ModelRepository
 from shared.sessions import ModelHost, Predictor
@@ -36,6 +36,8 @@ class Domain:
     router: APIRouter
     pretrained: Path | None  # the bundle that becomes version 1 on first start
     train_config: type[RecipeConfig] | None = None  # what POST /v1/<name>/training-jobs takes; None: no training
+    batches: Mapping[str, type[RecipeConfig]] = field(default_factory=dict[str, type[RecipeConfig]])
+    # ^ POST /v1/<name>/<kind>: jobs of a domain's own, run by its batch.py
 
 
 class Health(BaseModel):
@@ -82,6 +84,8 @@ def create_service(domain: Domain, settings: ServiceSettings | None = None) -> F
     app.include_router(domain.router)
     if domain.train_config is not None:
         app.include_router(training_router(domain.name, domain.train_config, settings))
+    for kind, config_type in domain.batches.items():
+        app.include_router(job_router(domain.name, kind, kind, config_type, settings))
     app.include_router(inference_router(host, settings))
     return app
 

@@ -10,7 +10,7 @@ import orjson
 from fastapi import Depends, Header, Path, Query, Request
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from gateway.control.access import control_router
 from shared.jobs.events import START, EventLog
@@ -123,6 +123,25 @@ async def logs(
     files: JobFiles = request.app.state.job_files
     text = await asyncio.to_thread(files.log, job_id, start)
     return Response(text, media_type="text/plain; charset=utf-8")
+
+
+@router.get(
+    "/{job_id}/files/{name}",
+    response_class=Response,
+    responses={
+        200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
+        **problem_responses(NotFound),
+    },
+)
+async def result_file(
+    job_id: JobId, name: Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")], request: Request, store: Store
+) -> StreamingResponse:
+    """A file that the job made; its `result` names it."""
+    await asyncio.to_thread(store.get, job_id)
+    files: JobFiles = request.app.state.job_files
+    chunks = await asyncio.to_thread(files.result, job_id, name)
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(chunks, media_type="application/octet-stream", headers=headers)
 
 
 @router.get(

@@ -2,16 +2,21 @@
 
 <root>/<job>/checkpoint.<attempt>.safetensors    of the attempt that wrote it: a lost owner spoils nobody's
 <root>/<job>/log.<attempt>.txt
+<root>/<job>/results/<name>                      what a batch job was asked for
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from shared.problems import NotFound
 from shared.storage import names_in, open_location
+
+CHUNK = 1 << 20
 
 
 class JobFiles:
@@ -41,6 +46,23 @@ class JobFiles:
             return False
         self.fs.get_file(f"{self._folder(job_id)}/checkpoint.{attempts[-1]}.safetensors", str(path))
         return True
+
+    def keep_result(self, job_id: str, path: Path) -> None:
+        """Keep the file at `path` as a result of the job, under its name."""
+        self._put(path, f"{self._folder(job_id)}/results/{path.name}")
+
+    def result(self, job_id: str, name: str) -> Iterator[bytes]:
+        """A result's bytes, a chunk at a time; raises NotFound at once."""
+        place = f"{self._folder(job_id)}/results/{name}"
+        if not self.fs.exists(place):
+            raise NotFound(f"The job has no file {name!r}.")
+
+        def chunks() -> Iterator[bytes]:
+            with self.fs.open(place, "rb") as stream:
+                while data := stream.read(CHUNK):
+                    yield data  # pyright: ignore[reportReturnType] - fsspec's read is untyped
+
+        return chunks()
 
     def keep_log(self, job_id: str, attempt: int, path: Path) -> None:
         """Replace the attempt's log by the file at `path`."""

@@ -83,7 +83,7 @@ def run_job(place: Workplace, job_id: str) -> None:
 def _attempt(place: Workplace, job: Job, context: WorkerContext) -> tuple[JobState | StopReason, dict[str, Any]]:
     """How it went: (SUCCEEDED, result), (FAILED, problem) or (why it was stopped, {})."""
     try:
-        return JobState.SUCCEEDED, _KINDS[job.kind](place, job, context)
+        return JobState.SUCCEEDED, _KINDS.get(job.kind, _batch)(place, job, context)
     except JobStopped as stopped:
         return stopped.reason, {}
     except LeaseLost:
@@ -317,6 +317,23 @@ def _compare(place: Workplace, job: Job, context: WorkerContext) -> dict[str, An
         comparison: Comparison = module.compare(new.folder, old.folder, context.folder / "data", context)
     place.models.keep_comparison(job.domain, version, comparison)
     return {"model": job.domain, "version": version, "comparison": comparison.model_dump(exclude_none=True)}
+
+
+def _batch(place: Workplace, job: Job, context: WorkerContext) -> dict[str, Any]:
+    """A domain's own kind of job over a data set with the champion: `services.<domain>.batch.BATCHES[kind]` is its
+    configuration's type and `run(config, data, bundle, context)` → (file, summary). The file is kept as a result."""
+    config_type, run = import_module(f"{place.recipes}.{job.domain}.batch").BATCHES[job.kind]
+    config = read_config(config_type, job.config)
+    data = context.folder / "data"
+    if job.dataset is not None:
+        place.datasets.fetch(job.dataset, data)
+    version = place.models.aliases(job.domain).champion
+    if version is None:
+        raise Unprocessable(f"There is no champion of {job.domain}.")
+    with place.models.fetch(job.domain, version) as bundle:
+        path, summary = run(config, data, bundle, context)
+    place.files.keep_result(job.id, path)
+    return {**summary, "file": path.name, "bytes": path.stat().st_size, "model": f"{job.domain}/{version}"}
 
 
 _KINDS: Mapping[str, Callable[[Workplace, Job, WorkerContext], dict[str, Any]]] = {

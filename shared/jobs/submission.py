@@ -1,4 +1,4 @@
-"""The route that accepts a domain's trainings: checks the configuration and the data set, and commits the job."""
+"""The routes that accept a domain's jobs: each checks the configuration and the data set, and commits the job."""
 
 from __future__ import annotations
 
@@ -71,18 +71,23 @@ def _sentence(name: str, what: str, findings: list[dict[str, Any]]) -> str:
 
 def training_router(name: str, config_type: type[RecipeConfig], settings: Settings) -> APIRouter:
     """`POST /v1/<name>/training-jobs`."""
+    return job_router(name, "training-jobs", "train", config_type, settings)
+
+
+def job_router(name: str, path: str, kind: str, config_type: type[RecipeConfig], settings: Settings) -> APIRouter:
+    """`POST /v1/<name>/<path>`: a job of `kind` on a data set of the domain; a training goes to a training's queue."""
     engine = connect(settings.database_location)
     store: JobStore = SqlJobStore(engine)
     datasets = Datasets(engine, settings)
     router = APIRouter(prefix=f"/v1/{name}", tags=[name])
     schema = config_type.model_json_schema()
     request_type: Any = create_model(
-        "TrainingRequest",
+        "TrainingRequest" if kind == "train" else f"{kind.title()}Request",
         __config__=ConfigDict(extra="forbid"),
         dataset=(str, Field(min_length=1, max_length=80, description="Name, digest, or the digest's first digits.")),
         config=(
             dict[str, Any],
-            Field(default={}, description="The TrainConfig.", json_schema_extra={"properties": schema["properties"]}),
+            Field(default={}, description="The settings.", json_schema_extra={"properties": schema["properties"]}),
         ),
     )
 
@@ -91,19 +96,21 @@ def training_router(name: str, config_type: type[RecipeConfig], settings: Settin
         asked: Any,
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
     ) -> JSONResponse:
-        """Accept a training; the same Idempotency-Key with the same body answers with the same job."""
+        """Accept a job; the same Idempotency-Key with the same body answers with the same job."""
         by = request.headers.get(PRINCIPAL_HEADER, "")
         config = read_config(config_type, asked.config)
-        fingerprint = hashlib.sha256(orjson.dumps([name, asked.model_dump()], option=orjson.OPT_SORT_KEYS)).hexdigest()
+        fingerprint = hashlib.sha256(
+            orjson.dumps([name, kind, asked.model_dump()], option=orjson.OPT_SORT_KEYS)
+        ).hexdigest()
 
         def commit() -> Job:
             dataset = datasets.resolve(asked.dataset)
             check_dataset(dataset, name, config)
             job = Job(
                 id=new_job_id(),
-                kind="train",
+                kind=kind,
                 domain=name,
-                queue=queue_for(config, settings),
+                queue=queue_for(config, settings) if kind == "train" else "batch",
                 config=config.model_dump(),
                 created_at=time.time(),
                 dataset=dataset.digest,
@@ -116,9 +123,7 @@ def training_router(name: str, config_type: type[RecipeConfig], settings: Settin
 
     submit.__annotations__["asked"] = request_type  # so that the document shows this domain's settings
     errors = (ConfigInvalid, DatasetUnusable, Unprocessable, DatasetNotReady, IdempotencyConflict, NotFound)
-    router.post("/training-jobs", status_code=202, response_model=Accepted, responses=problem_responses(*errors))(
-        submit
-    )
+    router.post(f"/{path}", status_code=202, response_model=Accepted, responses=problem_responses(*errors))(submit)
     return router
 
 

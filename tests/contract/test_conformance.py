@@ -2,7 +2,8 @@
 
 import pytest
 
-from services.iqa.api import DOMAIN
+from services.bots.api import DOMAIN as BOTS
+from services.iqa.api import DOMAIN as IQA
 from shared.service import create_service
 from shared.settings import ServiceSettings
 from shared.testing import ServiceConformance, running, toy_bundle, toy_domain
@@ -23,5 +24,14 @@ class TestIqa(ServiceConformance):
 
     @pytest.fixture
     async def client(self, tmp_path):
-        async with running(create_service(DOMAIN, ServiceSettings(home=tmp_path))) as client:
+        async with running(create_service(IQA, ServiceSettings(home=tmp_path))) as client:
+            yield client
+
+
+class TestBots(ServiceConformance):
+    name = "bots"
+
+    @pytest.fixture
+    async def client(self, tmp_path):
+        async with running(create_service(BOTS, ServiceSettings(home=tmp_path))) as client:
             yield client

@@ -1,5 +1,6 @@
 """What `make up` starts, driven the way a newcomer drives it."""
 
+import json
 import re
 import stat
 import subprocess
@@ -9,12 +10,15 @@ import psutil
 import pytest
 import tritonclient.http as triton
 from PIL import Image, ImageFilter
+from pyarrow import parquet
 from skimage import data
 from sklearn.datasets import load_sample_images
 
 from fourfold import ApiError, Client
 from shared.testing import free_port
 from tests.running import COMMAND, Up
+from tests.unit.bots.making import write_graph
+from tests.unit.bots.test_features import MASTODON, V1
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,7 @@ def photos(tmp_path_factory):
 
 def test_each_part_is_announced_when_it_is_ready(up):
     lines = re.findall(r"^(\w+) +ready in [\d.]+ s$", up.text, re.MULTILINE)
-    assert lines == ["valkey", "reaper", "worker", "batch", "iqa", "gateway"]
+    assert lines == ["valkey", "reaper", "worker", "batch", "bots", "iqa", "gateway"]
     assert "fourfold score photo.jpg" in up.text
 
 
@@ -99,7 +103,7 @@ def test_errors_are_one_line(up, tmp_path):
 
 def test_the_python_client(up, photos):
     with Client(up.url, up.key) as client:
-        assert client.ready()["services"] == {"iqa": True}
+        assert client.ready()["services"] == {"bots": True, "iqa": True}
         scored = client.score(photos / "sharp.jpg", map="array")
         assert scored["map"]["cell"] == 32
         several = client.score_many([photos / "sharp.jpg", b"nothing"])
@@ -118,7 +122,7 @@ def test_v2_through_the_gateway(up):
     headers = {"Authorization": f"Bearer {up.key}"}
     with triton.InferenceServerClient(f"127.0.0.1:{up.port}") as client:
         assert client.is_server_ready(headers=headers)
-        assert client.get_model_repository_index(headers=headers)[0]["name"] == "iqa"
+        assert {row["name"] for row in client.get_model_repository_index(headers=headers)} == {"bots", "iqa"}
         pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3)).astype(np.uint8)
         given = triton.InferInput("image", pixels.shape, "UINT8")
         given.set_data_from_numpy(pixels)
@@ -127,7 +131,8 @@ def test_v2_through_the_gateway(up):
         assert score is not None
         assert quality_map is not None
         assert (score.shape, quality_map.shape) == ((2,), (2, 2, 3))
-        assert client.get_inference_statistics(headers=headers)["model_stats"][0]["name"] == "iqa"
+        statistics = client.get_inference_statistics(headers=headers)["model_stats"]
+        assert {row["name"] for row in statistics} == {"bots", "iqa"}
 
 
 def test_one_document_describes_everything(up):
@@ -162,8 +167,8 @@ def test_several_processes_share_a_service_and_ctrl_c_stops_everything(tmp_path,
     for _ in range(8):
         assert up.run("score", str(photos / "sharp.jpg")).returncode == 0
     with Client(up.url, up.key) as client:
-        [row] = client.request("GET", "/v2/models/stats")["model_stats"]
-        assert row["name"] == "iqa"
+        rows = client.request("GET", "/v2/models/stats")["model_stats"]
+        assert {row["name"] for row in rows} == {"bots", "iqa"}
         with pytest.raises(ApiError, match="runs in 2 processes"):
             client.request("POST", "/v2/repository/models/iqa/unload")
     family = psutil.Process(up.process.pid).children(recursive=True)
@@ -216,8 +221,52 @@ def test_from_photographs_to_a_served_version_and_back(up, tmp_path):
         answered = {client.score(photos / "coffee.png")["model"] for _ in range(40)}
         assert answered == {"iqa/1", f"iqa/{version}"}
         rows = client.request("GET", "/v2/models/stats")["model_stats"]
-        assert {row["version"] for row in rows if row["inference_count"]} == {"1", version}
+        counted = {row["version"] for row in rows if row["name"] == "iqa" and row["inference_count"]}
+        assert counted == {"1", version}
     assert up.run("models", "canary", "iqa", version, "--weight", "0").returncode == 0
     nothing = up.run("train", "iqa", "--dataset", "none")
     assert nothing.returncode == 1
     assert "There is no data set 'none'" in nothing.stderr
+
+
+def test_bots_from_an_account_to_a_scored_graph(up, tmp_path):
+    """Score and explain accounts, train on an uploaded graph, promote, and score the whole graph with it."""
+    account = tmp_path / "account.json"
+    account.write_text(json.dumps([V1, MASTODON]))
+    scored = up.run("bots", "score", str(account), "--prior", "0.1")
+    assert scored.returncode == 0, scored.stderr
+    assert re.search(r"^ *[\d.]+%  (bot|human)  12  \(full\)", scored.stdout, re.MULTILINE)
+    explained = up.run("bots", "explain", str(account))
+    assert explained.returncode == 0, explained.stderr
+    assert "followers_count" in explained.stdout
+    graph = tmp_path / "accounts"
+    graph.mkdir()
+    write_graph(graph, accounts=300, edges="kind")
+    assert up.run("datasets", "add", str(graph), "--kind", "bots").returncode == 0
+    settings = ("--set", "epochs=40", "--set", "hidden=16", "--set", "floors=false")
+    trained = up.run("train", "bots", "--dataset", "accounts", *settings, "--watch", timeout=120)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    promoted = up.run("models", "promote", "bots", "2")
+    assert promoted.returncode == 0, promoted.stderr
+    out = tmp_path / "scores.parquet"
+    table = up.run("bots", "graph", "accounts", "--out", str(out), timeout=120)
+    assert table.returncode == 0, table.stdout + table.stderr
+    assert "300 accounts in" in table.stdout
+    rows = parquet.read_table(out).to_pylist()
+    right = sum((row["label"] == "bot") == (int(row["id"][1:]) % 3 == 0) for row in rows)
+    assert right > 270
+    assert {row["view"] for row in rows} == {"graph"}
+    neighbourhood = {
+        "accounts": [V1],
+        "neighbourhood": {
+            "accounts": [{**V1, "id_str": "13"}],
+            "edges": [{"source": "13", "relation": "friend", "target": "12"}],
+        },
+    }
+    with Client(up.url, up.key) as client:
+
+        def from_the_graph():
+            found = client.request("POST", "/v1/bots/score", json=neighbourhood)
+            return found["model"] == "bots/2" and found["results"][0]["result"]["evidence"]["edges"] == 2
+
+        up.until(from_the_graph, 5)
