@@ -25,7 +25,7 @@ from services.bots.schemas import (
     ScoreRequest,
     StanceScore,
 )
-from services.bots.text import EncoderMissing, WrongEncoder, encoder
+from services.bots.text import WrongEncoder, encoder
 from shared.problems import FourfoldError, Unprocessable
 
 
@@ -147,7 +147,7 @@ def _texts(asked: ScoreRequest, calibration: Calibration, members: list[Account]
             folder = os.environ.get("FOURFOLD_TEXT_ENCODER")
             row[:] = encoder(calibration.text_encoder, Path(folder) if folder else None).encode(texts).mean(axis=0)
         elif asked.tweets.get(account.id):
-            raise EncoderMissing("The model was trained on vectors that came with its data; send embeddings.")
+            raise WrongEncoder("The model was trained on vectors that came with its data; send embeddings.")
     return rows
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from services.bots import predict
-from services.bots.answers import Reading, explanation_of, read_request, score_of
+from services.bots.answers import BadEdge, Reading, explanation_of, read_request, score_of
 from services.bots.explain import explain as explain_query
 from services.bots.features import BadAccount
 from services.bots.schemas import (
@@ -47,7 +47,7 @@ R = TypeVar("R")
 Host = Annotated[ModelHost, Depends(host_of)]
 router = APIRouter(prefix="/v1/bots", tags=["bots"])
 _PROBLEMS = problem_responses(
-    InputError, Unprocessable, BadAccount, WrongEncoder, NotReady, Overloaded, DeadlineExceeded, EncoderMissing
+    InputError, Unprocessable, BadAccount, BadEdge, WrongEncoder, NotReady, Overloaded, DeadlineExceeded, EncoderMissing
 )
 
 

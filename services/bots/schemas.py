@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,7 @@ Form = Literal["auto", "x-v1.1", "x-v2", "mastodon", "bluesky", "mgtab"]
 MOST_ACCOUNTS = 1_000
 MOST_NEIGHBOURS = 20_000
 MOST_EDGES = 200_000
+Text = Annotated[str, Field(max_length=10_000)]
 
 
 class TrainConfig(RecipeConfig):
@@ -76,13 +77,13 @@ class ScoreRequest(Strict):
     )
     form: Form = Field(default="auto", description="Of the accounts; found by their members if `auto`.")
     neighbourhood: NeighbourhoodIn | None = None
-    tweets: dict[str, list[str]] = Field(default={}, description="Account id → texts.")
+    tweets: dict[str, list[Text]] = Field(default={}, description="Account id → texts.")
     embeddings: dict[str, EmbeddingIn] = Field(default={}, description="Account id → vector of its texts.")
     prior: float | None = Field(
         default=None, gt=0, lt=1, description="The share of bots that you expect; the training's if unset."
     )
     min_confidence: float = Field(default=0.5, ge=0.5, le=1, description="Abstain below it.")
-    fan_out: list[int] = Field(
+    fan_out: list[Annotated[int, Field(ge=0, le=1000)]] = Field(
         default=[25, 10], max_length=4, description="Most incoming edges followed from each account, by hop."
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Of the sampled neighbourhood.")

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from shared.problems import FourfoldError, Unprocessable
+from shared.problems import NotSupported, Unprocessable
 from shared.sessions import OnnxSession
 
 PACKAGED = "wordllama-l2-256"
 MOST_TOKENS = 128
 
 
-class EncoderMissing(FourfoldError):
+class EncoderMissing(NotSupported):
     """The text encoder of a bundle is not here."""
 
     code = "bots-encoder-missing"

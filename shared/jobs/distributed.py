@@ -140,12 +140,12 @@ def _run_rank(folder: Path) -> None:
     task = json.loads((folder / "task.json").read_text())
     rank = int(os.environ["RANK"])
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s")
-    module = import_module(task["module"])
-    on_gpu = torch.cuda.is_available() and task["config"]["device"] != "cpu"
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if on_gpu else "gloo")
     try:
+        module = import_module(task["module"])
+        on_gpu = torch.cuda.is_available() and task["config"]["device"] != "cpu"
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group("nccl" if on_gpu else "gloo")
         context = RankContext(folder, rank, Path(task["champion"]) if task["champion"] else None)
         made = module.train(module.TrainConfig.model_validate(task["config"]), Path(task["data"]), context)
         if rank == 0:

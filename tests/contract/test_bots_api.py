@@ -111,6 +111,7 @@ async def test_loops_and_duplicates_are_repaired_and_told(score):
         (b'{"accounts": [{}]}', 422),
         (b'{"accounts": [{}], "prior": 0}', 422),
         (b'{"accounts": [{}], "unknown": 1}', 422),
+        (b'{"accounts": [{}], "fan_out": [-1]}', 422),
         (b'{"accounts": [1]}', 422),
         (b'{"accounts": [{"screen_name": "a", "followers_count": NaN}]}', 422),
     ],

@@ -19,6 +19,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from gateway.routes import SERVICES
 from shared.testing import free_port
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -43,14 +44,14 @@ def wait_until_ready(url, process):
 
 @pytest.fixture(scope="module")
 def addresses(tmp_path_factory):
-    """URLs of a real service and of a real gateway before it, and the gateway's key."""
+    """URLs of the real services and of a real gateway before them, and the gateway's key."""
     home = tmp_path_factory.mktemp("home")
-    ports = {"services.iqa.api": free_port(), "gateway.app": free_port()}
+    ports = {name: free_port() for name in (*(f"services.{service}.api" for service in SERVICES), "gateway.app")}
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     environment = {
         **os.environ,
         "FOURFOLD_HOME": str(home),
-        "FOURFOLD_SERVICES": json.dumps({"iqa": urls["services.iqa.api"]}),
+        "FOURFOLD_SERVICES": json.dumps({service: urls[f"services.{service}.api"] for service in SERVICES}),
         "FOURFOLD_LOG_LEVEL": "error",
     }
     processes = []
@@ -60,7 +61,7 @@ def addresses(tmp_path_factory):
             command += ["--http", "shared.connections:GuardedProtocol", "--log-level", "error"]
             processes.append(subprocess.Popen(command, env=environment))
             wait_until_ready(urls[name], processes[-1])
-        yield urls["services.iqa.api"], urls["gateway.app"], (home / "key").read_text().strip()
+        yield urls, (home / "key").read_text().strip()
     finally:
         for process in processes:
             process.terminate()
@@ -83,10 +84,11 @@ def keeps_its_document(url, **options):
     return {operation.label for operation in operations}
 
 
-def test_the_iqa_service_keeps_its_document(addresses):
-    assert "POST /v1/iqa/score" in keeps_its_document(addresses[0])
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_keeps_its_document(addresses, service):
+    assert f"POST /v1/{service}/score" in keeps_its_document(addresses[0][f"services.{service}.api"])
 
 
 def test_the_gateway_keeps_the_merged_document(addresses):
-    seen = keeps_its_document(addresses[1], headers={"Authorization": f"Bearer {addresses[2]}"})
-    assert {"POST /v1/iqa/score", "POST /v1/keys", "POST /v2/models/{model}/infer"} <= seen
+    seen = keeps_its_document(addresses[0]["gateway.app"], headers={"Authorization": f"Bearer {addresses[1]}"})
+    assert {"POST /v1/iqa/score", "POST /v1/bots/score", "POST /v1/keys", "POST /v2/models/{model}/infer"} <= seen

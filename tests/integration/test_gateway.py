@@ -16,6 +16,7 @@ import psutil
 import pytest
 from yarl import URL
 
+from gateway.routes import SERVICES
 from shared.testing import free_port
 
 UPSTREAM = """
@@ -78,7 +79,7 @@ class Stack:
         self.environment = {
             **os.environ,
             "FOURFOLD_HOME": str(folder),
-            "FOURFOLD_SERVICES": json.dumps({"iqa": f"unix://{self.socket}"}),
+            "FOURFOLD_SERVICES": json.dumps(dict.fromkeys(SERVICES, f"unix://{self.socket}")),
             "FOURFOLD_MAX_BODY_BYTES": str(100 << 20),
             "FOURFOLD_KEY_CACHE_SECONDS": "0.1",
         }
