@@ -202,8 +202,8 @@ def _bluesky(given: Mapping[str, Any]) -> Account:
 def _mgtab(given: Mapping[str, Any]) -> Account:
     at = _Fields(given)
     try:
-        row = np.asarray(given["features"], np.float32)
-    except (ValueError, TypeError):
+        row = np.asarray(given.get("features"), np.float32)
+    except (ValueError, TypeError, OverflowError):
         raise _Bad("features", "it is not a list of numbers") from None
     if row.shape not in ((len(PROPERTIES),), (MGTAB_WIDTH,)):
         raise _Bad("features", f"it has the shape {list(row.shape)}, not [{len(PROPERTIES)}] or [{MGTAB_WIDTH}]")
@@ -296,7 +296,7 @@ class _Fields:
             return None
         try:
             number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             raise self._bad(name, f"{str(value)[:40]!r} is not a count")

@@ -1,13 +1,14 @@
 """Account objects → properties: every form, dates, and what is refused by row and field."""
 
 import math
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.bots.features import PROPERTIES, BadAccount, form_of, parse_date, read_account, scaled
+from services.bots.features import PROPERTIES, READERS, BadAccount, form_of, parse_date, read_account, scaled
 
 V1 = {
     "id_str": "12",
@@ -112,6 +113,7 @@ def test_mgtab_rows_are_taken_as_they_are():
         ({"friends_count": "many"}, "friends_count", "not a count"),
         ({"statuses_count": float("nan")}, "statuses_count", "not a count"),
         ({"statuses_count": True}, "statuses_count", "not a count"),
+        ({"statuses_count": 10**400}, "statuses_count", "not a count"),
         ({"created_at": "yesterday"}, "created_at", "not a date"),
         ({"created_at": "2099-01-01"}, "created_at", "no account was made"),
         ({"created_at": "1999-01-01"}, "created_at", "no account was made"),
@@ -141,6 +143,10 @@ def test_a_bad_value_is_told_by_row_and_field(change, field, told):
     ],
 )
 def test_objects_that_are_no_account(given, told):
+    # Also when the form is named.
+    for form in READERS:
+        with suppress(BadAccount):
+            read_account(given, form)
     with pytest.raises(BadAccount, match=told):
         read_account(given)
 
