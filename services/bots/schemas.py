@@ -91,7 +91,7 @@ class ScoreRequest(Strict):
 
 class ExplainRequest(ScoreRequest):
     accounts: list[dict[str, Any]] = Field(min_length=1, max_length=16)
-    permutations: int = Field(default=32, ge=2, le=512, description="More make the contributions more exact.")
+    permutations: int = Field(default=32, ge=2, le=128, description="More make the contributions more exact.")
 
 
 class Evidence(BaseModel):

@@ -180,7 +180,7 @@ def test_several_processes_share_a_training(place):
 )
 def test_a_process_that_fails_ends_the_others(place, how, title):
     job = ran(place, processes=2, fail=how)
-    assert (job.state, job.problem["title"]) == (JobState.FAILED, title)
+    assert (job.state, job.problem["title"]) == (JobState.FAILED, title), place.files.log(job.id).decode()
     assert place.files.fetch_checkpoint(job.id, place.settings.home / "kept.safetensors")
 
 
