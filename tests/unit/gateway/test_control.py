@@ -98,6 +98,26 @@ async def test_too_large_an_upload_is_broken_off(tmp_path):
         assert not list((tmp_path / "home" / "spool").iterdir())
 
 
+async def test_a_body_of_no_upload_has_a_limit_and_is_not_read_without_a_key(tmp_path):
+    app = create_app(GatewaySettings(home=tmp_path / "home", max_body_bytes=2000))
+    read = []
+
+    async def body():
+        for _ in range(10):
+            read.append(1)
+            yield b" " * 1000
+
+    async with running(app) as client:
+        refused = await client.post("/v1/datasets/listings", content=body(), headers={"X-API-Key": "ff_wrong"})
+        assert (refused.status_code, read) == (401, [])
+        client.headers["Authorization"] = f"Bearer {(tmp_path / 'home' / 'key').read_text().strip()}"
+        answer = await client.post("/v1/datasets/listings", content=body())
+        assert (answer.status_code, answer.json()["type"]) == (413, "urn:fourfold:problem:payload-too-large")
+        assert (
+            (await client.post("/v1/datasets?kind=iqa&name=x", content=body())).json()["type"].endswith("bad-archive")
+        )
+
+
 async def test_a_data_set_in_use_stays(app, client):
     digest = (await client.post("/v1/datasets?kind=iqa&name=mine", content=zipped(a="1"))).json()["digest"]
     assert (await client.delete(f"/v1/datasets/{digest}")).json()["type"].endswith("dataset-busy")
