@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import threading
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 
 import structlog
 from numpy.typing import NDArray
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from shared.bundles import Comparison
 from shared.datasets import Datasets, Report
@@ -132,7 +133,8 @@ def persist(call: Callable[[], T], seconds: float = PERSIST_SECONDS) -> T:
         try:
             return call()
         except DBAPIError as error:
-            if time.monotonic() > ends:
+            away = error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+            if not away or time.monotonic() > ends:  # a value that it does not take, it never takes
                 raise
             log.warning("the database is away", error=type(error.orig).__name__)
             time.sleep(pause)
@@ -212,7 +214,7 @@ class WorkerContext(LocalContext):
         self._job = job
         self._heart = heart
         self._stack = stack
-        self._started = time.time()
+        self._started = time.monotonic()
         self.mirror = Mirror(place.settings.mlflow_url if job.kind == "train" else None, job)
         self._first: int | None = None  # the step of this attempt's first report
         self.logger = logging.getLogger(f"fourfold.job.{job.id}")
@@ -233,8 +235,10 @@ class WorkerContext(LocalContext):
         place, job = self._place, self._job
         now = time.time()
         self._first = step - 1 if self._first is None else self._first
-        left = (now - self._started) / max(1, step - self._first) * (total - step)
-        point = Point(step, now, {name: float(value) for name, value in metrics.items()})
+        left = (time.monotonic() - self._started) / max(1, step - self._first) * (total - step)
+        # JSON, and with it PostgreSQL, has no NaN and no infinity: the log has told of them.
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        point = Point(step, now, finite)
         persist(
             lambda: heartbeat(
                 place.store,

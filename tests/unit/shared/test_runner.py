@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from sqlalchemy.exc import DataError, OperationalError
 
 from shared.datasets import Datasets, FileOf
 from shared.jobs import runner
@@ -20,7 +21,11 @@ from shared.testing import toy_bundle
 
 
 @pytest.fixture
-def place(tmp_path, engine, monkeypatch):
+def place(tmp_path, engine):
+    return place_in(tmp_path, engine)
+
+
+def place_in(tmp_path, engine):
     settings = Settings(home=tmp_path, lease_seconds=0.8)
     return Workplace(
         settings=settings,
@@ -48,7 +53,7 @@ def ran(place, **config):
 def in_background(place, job):
     thread = threading.Thread(target=run_job, args=(place, job.id))
     thread.start()
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120  # several processes that import torch, on a busy machine
     while place.store.get(job.id).step < 1:
         assert time.monotonic() < end, place.store.get(job.id)
         time.sleep(0.01)
@@ -68,6 +73,31 @@ async def test_a_job_that_succeeds(place):
     assert [event.data["step"] for event in await place.events.read(job.id)] == [1, 2, 3]
     assert place.models.manifest("toy", 1).job == job.id
     assert b"epoch 3 done" in place.files.log(job.id)
+
+
+@pytest.mark.parametrize("database", ["engine", "postgres"])
+def test_a_figure_that_is_no_number_costs_the_point_and_not_the_job(database, request, tmp_path):
+    place = place_in(tmp_path, request.getfixturevalue(database))
+    job = ran(place, odd="nan")
+    assert job.state is JobState.SUCCEEDED, place.files.log(job.id)
+    assert job.metrics == {"loss": 1 / 3}
+    assert [point.metrics for point in place.store.points(job.id)] == [{"loss": 1}, {"loss": 1 / 2}, {"loss": 1 / 3}]
+    assert b"odd=nan" in place.files.log(job.id)
+
+
+def test_only_a_database_that_is_away_is_waited_for():
+    tries = []
+
+    def call(error):
+        tries.append(1)
+        if len(tries) < 2:
+            raise error("", {}, Exception())
+        return "done"
+
+    assert runner.persist(lambda: call(OperationalError)) == "done"
+    tries.clear()
+    with pytest.raises(DataError):
+        runner.persist(lambda: call(DataError))
 
 
 def test_a_second_delivery_does_nothing(place):
