@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from shared.bundles import Comparison, Metric
@@ -73,6 +74,8 @@ def _fail(how):
             raise OSError(28, "No space left on device")
         case "diverged":
             raise Unprocessable("The loss is not finite at step 2.", step=2)
+        case "gpu":
+            torch.zeros(1, device="cuda")
         case "bug":
             raise KeyError("secret /path")
         case "kill":

@@ -98,6 +98,18 @@ async def test_too_large_an_upload_is_broken_off(tmp_path):
         assert not list((tmp_path / "home" / "spool").iterdir())
 
 
+async def test_a_validation_that_ended_without_a_report_is_told_and_can_be_repeated(app, client):
+    body = zipped(a="1")
+    digest = (await client.post("/v1/datasets?kind=iqa&name=mine", content=body)).json()["digest"]
+    assert (await client.get("/v1/datasets/mine")).json()["state"] == "validating"
+    jobs.cancel(app.state.jobs, app.state.jobs.page()[0].id)
+    told = (await client.get("/v1/datasets/mine")).json()
+    assert told["state"] == "invalid"
+    assert "Add it again" in told["report"]["findings"][0]["problem"]
+    assert (await client.post("/v1/datasets?kind=iqa&name=mine", content=body)).json()["digest"] == digest
+    assert [job.state for job in app.state.jobs.page()] == ["queued", "cancelled"]
+
+
 async def test_a_body_of_no_upload_has_a_limit_and_is_not_read_without_a_key(tmp_path):
     app = create_app(GatewaySettings(home=tmp_path / "home", max_body_bytes=2000))
     read = []

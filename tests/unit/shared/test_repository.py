@@ -61,6 +61,32 @@ def test_a_version_without_its_manifest_does_not_exist(repository, bundle, monke
     assert repository.publish(bundle) == 2
 
 
+def test_what_cannot_be_published_leaves_no_files(repository, bundle, monkeypatch):
+    """A disk that filled up is not kept full."""
+
+    def changed(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(repository, "_digest", changed)
+    with pytest.raises(OSError):
+        repository.publish(bundle)
+    monkeypatch.undo()
+    assert not repository.fs.exists(f"{repository.root}/toy/1/model.onnx")
+
+
+def test_attempts_of_one_job_publish_once_and_leave_one_copy(repository, bundle):
+    versions = []
+    threads = [threading.Thread(target=lambda: versions.append(repository.publish(bundle, key="j"))) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [version] = set(versions)
+    assert repository.versions("toy") == [version]
+    copies = [path for path in repository.fs.find(f"{repository.root}/toy") if path.endswith("model.onnx")]
+    assert len(copies) == 1
+
+
 def test_seeding_is_idempotent_and_makes_a_champion(repository, bundle):
     repository.seed(bundle)
     repository.seed(bundle)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -179,6 +180,7 @@ def test_a_job_taken_over_by_another_worker_is_left_alone(place):
         ("disk", "The disk is full", "Nothing was published"),
         ("diverged", "The input is well formed", "not finite at step 2"),
         ("bug", "The job failed", "KeyError"),
+        ("gpu", "There is no GPU", "Set device to"),
     ],
 )
 def test_a_failure_is_told_in_a_sentence(place, how, title, detail):
@@ -237,6 +239,22 @@ def test_a_comparison_is_kept_for_the_gate(place, tmp_path):
     assert place.store.get(job.id).result["comparison"]["difference"]["value"] == 0.2
     assert place.models.comparison("toy", 3, 2).difference.low == 0.1
     assert place.models.comparison("toy", 3, 1) is None
+
+
+def test_the_log_is_read_in_pieces_over_all_attempts(place, tmp_path):
+    for attempt, text in ((1, b"abc"), (2, b""), (3, b"defgh")):
+        (tmp_path / "log").write_bytes(text)
+        place.files.keep_log("j", attempt, tmp_path / "log")
+    whole = b"abcdefgh"
+    for start in range(10):
+        for limit in range(10):
+            assert place.files.log("j", start, limit) == whole[start : start + limit]
+    (tmp_path / "log").write_bytes(bytes(300 << 20))
+    place.files.keep_log("large", 1, tmp_path / "log")
+    tracemalloc.start()
+    assert len(place.files.log("large", 299 << 20)) == 1 << 20
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
 
 
 def test_a_succeeded_job_keeps_no_checkpoint(place):
