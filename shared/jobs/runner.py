@@ -14,7 +14,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import structlog
@@ -31,6 +30,7 @@ from shared.jobs.failures import failure_document
 from shared.jobs.files import JobFiles
 from shared.jobs.mirror import Mirror
 from shared.jobs.model import Job, JobState, LeaseLost, Point
+from shared.jobs.retention import scratch_folder
 from shared.jobs.store import JobStore, claim, finish, heartbeat, release
 from shared.problems import Unprocessable
 from shared.repository import ModelRepository
@@ -70,9 +70,9 @@ def run_job(place: Workplace, job_id: str) -> None:
         log.info("nothing to do: the job is taken or has ended", job=job_id)
         return
     log.info("job started", job=job.id, kind=job.kind, domain=job.domain, attempt=job.attempt)
-    with TemporaryDirectory(prefix="fourfold-job-") as scratch, ExitStack() as stack:
-        heart = Heart(place, job, Path(scratch))
-        context = WorkerContext(place, job, Path(scratch), heart, stack)
+    with scratch_folder() as scratch, ExitStack() as stack:
+        heart = Heart(place, job, scratch)
+        context = WorkerContext(place, job, scratch, heart, stack)
         stack.enter_context(heart)
         outcome, content = _attempt(place, job, context)
         _conclude(place, job, heart, outcome, content)
@@ -120,7 +120,7 @@ def _conclude(
         return
     with suppress(LeaseLost):  # then it belongs to another attempt, which has the last word
         persist(last_word)
-        if outcome is JobState.SUCCEEDED:
+        if outcome in (JobState.SUCCEEDED, StopReason.USER):
             with suppress(OSError):
                 place.files.drop_checkpoints(job.id)
 

@@ -139,6 +139,7 @@ def test_a_cancelled_job_stops_and_publishes_nothing(place):
     thread.join(5)
     assert place.store.get(job.id).state is JobState.CANCELLED
     assert place.models.versions("toy") == []
+    assert not place.files.fetch_checkpoint(job.id, place.settings.home / "kept.safetensors")
 
 
 def test_a_job_longer_than_its_time_limit_fails(place):
