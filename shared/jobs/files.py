@@ -83,7 +83,7 @@ class JobFiles:
         for attempt in self._attempts(job_id, "log"):
             path = f"{self._folder(job_id)}/log.{attempt}.txt"
             with suppress(FileNotFoundError):
-                size: int = self.fs.size(path) or 0
+                size = int(self.fs.size(path) or 0)
                 if start < size and len(text) < limit:
                     part: Any = self.fs.cat_file(path, start=start, end=min(size, start + limit - len(text)))
                     text += part

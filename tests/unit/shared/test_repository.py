@@ -1,4 +1,4 @@
-"""Bundles and aliases: one suite on the local file system and on an fsspec store without rename."""
+"""Bundles and aliases: one suite on the local file system, on an fsspec store without rename, and on S3."""
 
 import json
 import threading
@@ -12,9 +12,15 @@ from shared.repository import AliasConflict, ModelRepository
 from shared.testing import toy_bundle
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def repository(request, tmp_path):
-    location = str(tmp_path / "models") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+    match request.param:
+        case "local":
+            location = str(tmp_path / "models")
+        case "memory":
+            location = f"memory://{uuid.uuid4().hex}"
+        case _:
+            location = request.getfixturevalue("bucket") + "/models"
     return ModelRepository(location)
 
 

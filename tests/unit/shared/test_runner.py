@@ -26,8 +26,8 @@ def place(tmp_path, engine):
     return place_in(tmp_path, engine)
 
 
-def place_in(tmp_path, engine):
-    settings = Settings(home=tmp_path, lease_seconds=0.8)
+def place_in(tmp_path, engine, **urls):
+    settings = Settings(home=tmp_path, lease_seconds=0.8, **urls)
     return Workplace(
         settings=settings,
         store=SqlJobStore(engine),
@@ -130,6 +130,28 @@ def test_a_resumed_job_ends_with_the_same_weights(place):
     assert place.store.get(job.id).attempt == 2
     assert weights(place, 2) == weights(place, whole.result["version"])
     assert b"resuming" in place.files.log(job.id)
+
+
+def test_a_job_on_remote_stores_resumes_and_ends_with_the_same_weights(tmp_path, engine, bucket):
+    place = place_in(tmp_path, engine, **{f"{what}_url": f"{bucket}/{what}" for what in ("models", "datasets", "jobs")})
+    dataset = validated(place, tmp_path).digest
+    whole = ran(place, epochs=4, dataset=dataset)
+    job = submitted(place, epochs=4, seconds=0.3, dataset=dataset)
+    stopping = threading.Event()
+    thread = in_background(replace(place, shutting_down=stopping.is_set), job)
+    stopping.set()
+    thread.join()
+    assert place.store.get(job.id).state is JobState.QUEUED
+    run_job(place, job.id)
+    assert place.store.get(job.id).result == {"model": "toy", "version": 2}
+    assert weights(place, 2) == weights(place, whole.result["version"])
+    log = place.files.log(job.id)
+    assert b"resuming" in log
+    assert place.files.log(job.id, 10, 20) == log[10:30]
+    assert not place.files.fetch_checkpoint(job.id, tmp_path / "kept.safetensors")
+    assert not (tmp_path / "models").exists()
+    place.files.forget(job.id)
+    assert place.files.job_ids() == [whole.id]
 
 
 def test_a_cancelled_job_stops_and_publishes_nothing(place):
