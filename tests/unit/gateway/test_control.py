@@ -6,9 +6,11 @@ import io
 import time
 import zipfile
 from dataclasses import replace
+from errno import ENOSPC
 
 import httpx
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
@@ -136,6 +138,24 @@ async def test_a_data_set_in_use_stays(app, client):
     jobs.cancel(app.state.jobs, app.state.jobs.page()[0].id)
     assert (await client.delete(f"/v1/datasets/{digest}")).status_code == 204
     assert (await client.get(f"/v1/datasets/{digest}")).status_code == 404
+
+
+async def test_a_full_disk_and_a_database_that_is_away_are_told_as_such(app, client, monkeypatch):
+    def full(*_):
+        raise OSError(ENOSPC, "No space left on device", "/secret/path")
+
+    def away(*_, **__):
+        raise OperationalError("SELECT secret", {}, Exception("gone"))
+
+    monkeypatch.setattr(app.state.datasets, "add_archive", full)
+    answer = await client.post("/v1/datasets?kind=iqa&name=mine", content=zipped(a="1"))
+    assert (answer.status_code, answer.json()["type"]) == (507, "urn:fourfold:problem:disk-full")
+    assert not list((app.state.settings.home / "spool").iterdir())
+    monkeypatch.setattr(app.state.jobs, "page", away)
+    refused = await client.get("/v1/jobs")
+    assert (refused.status_code, refused.json()["type"]) == (503, "urn:fourfold:problem:database-unavailable")
+    assert refused.headers["Retry-After"] == "1"
+    assert "secret" not in answer.text + refused.text
 
 
 # -- jobs
