@@ -240,6 +240,18 @@ async def test_promotion_rollback_and_history(app, client, tmp_path):
     assert (await client.get("/v1/models/none")).status_code == 404
 
 
+async def test_a_champion_that_changes_while_the_gate_looks_is_a_conflict(app, client, tmp_path, monkeypatch):
+    repository = app.state.models
+    for factor in (1.0, 2.0):
+        repository.publish(toy_bundle(tmp_path / f"bundle{factor}", factor=factor))
+    repository.set_alias("toy", "champion", 1)
+    slow = lambda models, name, version: models.set_alias(name, "canary", 2)  # noqa: E731 - somebody else, meanwhile
+    monkeypatch.setattr("gateway.control.models.check_promotion", slow)
+    answer = await client.put("/v1/models/toy/aliases/champion", json={"version": 2})
+    assert (answer.status_code, answer.json()["type"]) == (409, "urn:fourfold:problem:alias-conflict")
+    assert repository.aliases("toy").champion == 1
+
+
 async def test_a_comparison_is_a_job(app, client, tmp_path):
     digest = (await client.post("/v1/datasets?kind=iqa&name=mine", content=zipped(a="1"))).json()["digest"]
     for number, known in enumerate((None, digest, "f" * 64)):
