@@ -154,8 +154,11 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                         {key: value for key, value in cells.items() if key != "status"}
                         | {"tweets": cells.get("tweets", "")},
                     )
-        except csv.Error as error:
-            raise BadGraph(f"{path.name} is not a CSV table: {error}.", file=path.name) from None
+        except csv.Error as error:  # also a cell of more than 131,072 characters
+            line = reader.line_num + 1
+            raise BadGraph(
+                f"{path.name} line {line}: not a row of a CSV table: {error}.", file=path.name, line=line
+            ) from None
     elif path.suffix == ".parquet":
         from pyarrow import ArrowException, parquet
 
@@ -254,13 +257,19 @@ def _edges(folder: Path, places: Mapping[str, int], reject: Reject) -> tuple[Edg
         ends[name] = found
     encoded = table["relation"].cast(arrow.string()).combine_chunks().dictionary_encode()
     names = [str(name) for name in encoded.dictionary.to_pylist()]
-    relation = encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
+    relation = encoded.indices.fill_null(-1).to_numpy().astype(np.int64)  # a copy
+    relation[np.isin(relation, [number for number, name in enumerate(names) if not name.strip()])] = -1
+    for row in np.flatnonzero(relation < 0)[:MOST_FINDINGS]:
+        line = int(row) + 2
+        reject(BadGraph(f"{path.name} line {line}, relation: it is empty.", file=path.name, line=line))
+    # Of TwiBot-22's edges; of others each is a finding.
+    elsewhere = {"edges_to_no_account": int((~good).sum())} if twibot else {}
     good &= relation >= 0
     used = sorted({names[number] for number in np.unique(relation[good])})
     order = np.array([used.index(name) if name in used else -1 for name in names], np.int64)
     edges = Edges(ends["source"][good], ends["target"][good], order[relation[good]])
     cleaned, repairs = edges.cleaned(len(places))
-    return cleaned, tuple(used), repairs
+    return cleaned, tuple(used), repairs | elsewhere
 
 
 def _mgtab(folder: Path) -> GraphData:
