@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from services.bots.ggcn import GGCN, Adjacency, adjacency, dropped
 from services.bots.networks import SCALINGS, Network, Scaling, load_network
 
-MODELS = ("ggcn", "gcn", "gat", "sage", "gprgnn", "linkx", "mlp", "boosting")
+MODELS = ("ggcn", "ggcn-unsigned", "gcn", "gat", "sage", "gprgnn", "linkx", "mlp", "boosting")
 HIDDEN, LAYERS, DROPOUT, WEIGHT_DECAY = 64, 2, 0.5, 5e-4  # of the rivals
 RATE, EPOCHS, PATIENCE = 0.01, 1500, 100
 
@@ -109,7 +109,7 @@ def build(model: str, network: Network, setting: Setting) -> tuple[nn.Module, tu
     features_NF = network.features_NF
     if model != "sage" and features_NF.count_nonzero() < 0.05 * features_NF.numel():
         features_NF = compressed(features_NF)  # words: a product with them takes a twentieth of the time
-    if model in ("ggcn", "gprgnn"):
+    if model in ("ggcn", "ggcn-unsigned", "gprgnn"):
         graph = adjacency(network.edge_E2, nodes)
         if model == "gprgnn":
             return GPRGNN(features, classes), (features_NF, graph), WEIGHT_DECAY
@@ -120,6 +120,7 @@ def build(model: str, network: Network, setting: Setting) -> tuple[nn.Module, tu
             layers=setting.layers,
             dropout=setting.dropout,
             decay=setting.decay,
+            signed=model == "ggcn",
         )
         return ours, (features_NF, graph), setting.weight_decay
     with warnings.catch_warnings():
