@@ -143,22 +143,22 @@ def _load(folder: Path, reject: Reject) -> GraphData:
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, members) of each account of a table."""
     if path.suffix == ".csv":
+        line = 1
         try:
             # One of the public tables has bytes that are no UTF-8 in its texts, which only lengths are taken from.
             with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
                 reader = csv.DictReader(stream)
                 for row in reader:
                     cells = {key: _unquoted(value) for key, value in row.items() if isinstance(value, str)}
+                    line = reader.line_num
                     yield (
-                        reader.line_num,
+                        line,
                         {key: value for key, value in cells.items() if key != "status"}
                         | {"tweets": cells.get("tweets", "")},
                     )
         except csv.Error as error:  # also a cell of more than 131,072 characters
-            line = reader.line_num + 1
-            raise BadGraph(
-                f"{path.name} line {line}: not a row of a CSV table: {error}.", file=path.name, line=line
-            ) from None
+            detail = f"{path.name} line {line + 1}: not a row of a CSV table: {error}."
+            raise BadGraph(detail, file=path.name, line=line + 1) from None
     elif path.suffix == ".parquet":
         from pyarrow import ArrowException, parquet
 
