@@ -4,13 +4,78 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from shared.jobs.config import RecipeConfig
 
 Precision = Literal["fp32", "fp16", "int8"]
 FileForm = Literal["json", "ply", "npy", "glb"]
 Triple = tuple[float, float, float]
+
+
+class TrainConfig(RecipeConfig):
+    """How an autoencoder of point clouds, a single-view network, or both are trained."""
+
+    task: Literal["autoencoder", "single-view", "both"] = Field(
+        default="autoencoder", description="What is trained; the champion's other part is carried over."
+    )
+    encoder: Literal["foldingnet", "dgcnn"] = "foldingnet"
+    decoder: Literal["folding", "dense"] = Field(
+        default="folding", description="`dense` is for comparison: fifteen times the parameters, and no mesh."
+    )
+    source: Literal["grid", "sphere", "learned"] = Field(default="grid", description="The surface that is folded.")
+    resolution: int = Field(default=45, ge=2, le=256, description="The surface has resolution² points when served.")
+    train_resolution: int = Field(
+        default=16, ge=2, le=256, description="Points of the surface a training step folds, squared; drawn each step."
+    )
+    points: tuple[int, int] = Field(
+        default=(256, 2048), description="Fewest and most points of a cloud that a step sees; drawn anew each step."
+    )
+    epochs: int = Field(default=40, ge=1, le=5000)
+    batch_size: int = Field(default=8, ge=1, le=512)
+    learning_rate: float = Field(default=1e-3, gt=0, le=1)
+    weight_decay: float = Field(default=1e-6, ge=0, le=1)
+    family_cap: int = Field(
+        default=8, ge=1, description="Most shapes of one family an epoch sees, so that a long series counts as a few."
+    )
+    stretch: float = Field(
+        default=0.0, ge=0, lt=1, description="Clouds are scaled along each axis by up to 1 ± this, at random."
+    )
+    yaw: float = Field(default=0.0, ge=0, le=360, description="Clouds are turned about z at random within this range.")
+    split: Literal["auto", "family", "shape"] = Field(
+        default="auto",
+        description="What stays in one split: names alike but for their digits, or single shapes. A split that the "
+        "data set states is always kept. `auto` takes families where most classes have three.",
+    )
+    least_shapes: int = Field(default=20, ge=1, description="A class with fewer is not classified.")
+    validation_clouds: int = Field(default=128, ge=1, description="Looked at after each epoch.")
+    single_view: Literal["psgn", "folding", "atlasnet"] = Field(
+        default="folding", description="Decoder of the single-view network."
+    )
+    single_view_epochs: int = Field(default=20, ge=1, le=5000)
+    single_view_points: int = Field(default=1024, ge=16, le=4096)
+    bottleneck: int = Field(default=256, ge=8, le=2048, description="Width between image encoder and decoder.")
+    width: int = Field(default=16, ge=4, le=64, description="Channels of the image encoder's first stage.")
+    image_size: int = Field(default=64, ge=16, le=224, description="Pixels of the rendered pictures.")
+    view_yaw: float = Field(default=180.0, ge=0, le=360, description="Range of the pictures' yaws around the front.")
+    view_frame: Literal["object", "viewer"] = Field(
+        default="object", description="Whether the predicted cloud stands as the shape does or as the picture shows it."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TrainConfig:
+        low, high = self.points
+        if not 32 <= low <= high <= 16_384:
+            raise ValueError("points: two numbers from 32 to 16384, the smaller first")
+        return self
+
+
+class DispersionConfig(RecipeConfig):
+    """How the dispersion of a data set, and of the champion's single-view predictions on it, is measured."""
+
+    clusters: int = Field(default=10, ge=1, le=1000, description="Medoids.")
+    shapes: int = Field(default=200, ge=4, le=2000, description="Most shapes looked at, drawn with the seed.")
+    points: int = Field(default=512, ge=64, le=4096, description="Of a shape, for its distances.")
 
 
 class IndexConfig(RecipeConfig):

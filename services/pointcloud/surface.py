@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import ConvexHull
 
 SurfaceKind = Literal["grid", "sphere", "learned"]
 
@@ -52,6 +51,8 @@ def triangles(kind: SurfaceKind, resolution: int = RESOLUTION) -> NDArray[np.int
         corner = np.arange(resolution**2).reshape(resolution, resolution)
         a, b, c, d = (corner[i, j].ravel() for i, j in _CORNERS)
         return np.concatenate([np.stack([a, b, c], axis=1), np.stack([a, c, d], axis=1)]).astype(np.int64)
+    from scipy.spatial import ConvexHull  # here, so that a service that folds grids loads no SciPy
+
     unit = sphere(resolution, 1.0).astype(np.float64)
     faces = np.asarray(ConvexHull(unit).simplices, np.int64)
     p, q, r = (unit[faces[:, i]] for i in range(3))
