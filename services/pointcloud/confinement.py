@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ START_SECONDS = 60.0
 MOST_ANSWERED = 8 << 20  # bytes of an answer; the child is not trusted to keep to what it was asked
 _ROOT = Path(__file__).parents[2]
 _KEPT = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT", "LD_LIBRARY_PATH")  # of the environment; no address, no secret
+COMMAND = (sys.executable, "-m", "services.pointcloud.child")
 _KINDS = {"<f4", "<i4"}
 
 
@@ -37,7 +38,8 @@ class ChildLost(Exception):
 class Child:
     """One child, started at the first request and again after it was lost. Serves one request at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+        self._command = command
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
         self.starts = 0
@@ -99,7 +101,7 @@ class Child:
         environment |= {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "services.pointcloud.child"],
+                self._command,
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

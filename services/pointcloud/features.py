@@ -34,6 +34,10 @@ POINTS = 2048  # what the networks are trained with
 MOST_POINTS = 16_384
 SECONDS = 20.0  # of one file, waiting for nothing; the child's processor time is limited besides
 MOST_WAITING = 64
+# What files of shapes are called; used to find them in a folder, never to choose how one is read.
+SUFFIXES = frozenset(
+    [".ply", ".pcd", ".xyz", ".pts", ".asc", ".txt", ".csv", ".off", ".obj", ".stl", ".glb", ".las", ".laz", ".npy"]
+)
 T = TypeVar("T")
 
 

@@ -33,6 +33,8 @@ def read(data: bytes, seed: int = 0) -> Geometry:
     claim("points", count, 1 if packed else length, (len(data) - start) * (1000 if packed else 1))
     if count == 0:
         return Geometry(np.zeros((0, 3)))
+    if packed:
+        _check_chunk_table(data, start)
     wanted = np.arange(count)
     if count > KEPT:
         wanted = np.sort(np.random.default_rng(seed).choice(count, KEPT, replace=False, shuffle=False))
@@ -48,6 +50,15 @@ def read(data: bytes, seed: int = 0) -> Geometry:
     if len(kept) != len(wanted):
         raise damaged(f"The LAS header claims {count} points; fewer are there.")
     return Geometry(kept, total=count)
+
+
+def _check_chunk_table(data: bytes, start: int) -> None:
+    """The decompressor ends its process over a table that it cannot allocate."""
+    table = int.from_bytes(data[start : start + 8], "little", signed=True)
+    table = int.from_bytes(data[-8:], "little", signed=True) if table == -1 else table
+    if not start + 8 <= table <= len(data) - 8:
+        raise damaged("The LAZ chunk table lies outside the file.")
+    claim("chunks", int.from_bytes(data[table + 4 : table + 8], "little"), 1, len(data) - table)
 
 
 def _kept(file: Any, wanted: np.ndarray) -> np.ndarray:
