@@ -12,17 +12,17 @@ import math
 import os
 import resource
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
-from services.pointcloud import formats, sampling
+from services.pointcloud import sampling
 from services.pointcloud.formats.geometry import Refused
+from services.pointcloud.formats.reading import parse
 from services.pointcloud.neighbours import local_features, normalise
 
 MEMORY = 1 << 30  # bytes above what the libraries take
@@ -33,7 +33,7 @@ Blocks = list[NDArray[Any]]
 
 def read(asked: dict[str, Any], data: bytes) -> tuple[dict[str, Any], Blocks]:
     """A file → points and what the encoder takes of them."""
-    form, geometry = formats.parse(data, drop=asked["non_finite"] == "drop", seed=asked["seed"])
+    form, geometry = parse(data, drop=asked["non_finite"] == "drop", seed=asked["seed"])
     points, reduction = sampling.sample(geometry, asked["points"], seed=asked["seed"], how=asked["reduce"])
     low, high = points.min(axis=0), points.max(axis=0)
     if not np.isfinite(high - low).all() or np.abs(points).max() > 1e30:
@@ -77,8 +77,8 @@ def distances(asked: dict[str, Any], data: bytes) -> tuple[dict[str, Any], Block
     """Two clouds, the first of `split` points → mean distances to the nearest point of the other, both ways."""
     points = np.frombuffer(data, np.float32).reshape(-1, 3)
     first, second = points[: asked["split"]], points[asked["split"] :]
-    there = float(cKDTree(second).query(first)[0].mean())
-    back = float(cKDTree(first).query(second)[0].mean())
+    there = float(KDTree(second).query(first)[0].mean())
+    back = float(KDTree(first).query(second)[0].mean())
     if not math.isfinite(there + back):
         raise Refused("not-finite", "The points are not all finite.")
     return {"there": there, "back": back}, []
@@ -120,6 +120,8 @@ def main() -> None:
         if len(data) < asked["size"]:
             return
         _limit_cpu()
+        about: dict[str, Any]
+        blocks: Blocks
         try:
             about, blocks = OPERATIONS[asked["operation"]](asked, data)
         except Refused as refused:
@@ -146,13 +148,12 @@ def _limit_cpu() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
 
 
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_LIBC = ctypes.CDLL(None)
 
 
 def _return_memory() -> None:
-    if _LIBC is not None:
-        with suppress(AttributeError):
-            _LIBC.malloc_trim(0)
+    with suppress(AttributeError):  # glibc alone has it
+        _LIBC.malloc_trim(0)
 
 
 if __name__ == "__main__":

@@ -75,10 +75,10 @@ class Child:
         for kind, shape in about.pop("blocks"):
             if kind not in _KINDS or len(shape) != 2:
                 raise ValueError("foreign block")
-            array = np.empty(shape, kind)
+            array: NDArray[Any] = np.empty(shape, kind)
             if array.nbytes > MOST_ANSWERED:
                 raise ValueError("too long")
-            view = memoryview(array).cast("B")
+            view = array.data.cast("B")
             have = min(len(rest), len(view))
             view[:have], rest = rest[:have], rest[have:]
             while have < len(view):
@@ -101,8 +101,8 @@ class Child:
         environment |= {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         with theirs:
             self._process = subprocess.Popen(
-                self._command,
-                stdin=theirs,
+                list(self._command),
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=environment,

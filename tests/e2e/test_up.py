@@ -43,7 +43,7 @@ def photos(tmp_path_factory):
 
 def test_each_part_is_announced_when_it_is_ready(up):
     lines = re.findall(r"^(\w+) +ready in [\d.]+ s$", up.text, re.MULTILINE)
-    assert lines == ["valkey", "reaper", "worker", "batch", "bots", "iqa", "gateway"]
+    assert lines == ["valkey", "reaper", "worker", "batch", "bots", "iqa", "pointcloud", "gateway"]
     assert "fourfold score photo.jpg" in up.text
 
 
@@ -103,7 +103,7 @@ def test_errors_are_one_line(up, tmp_path):
 
 def test_the_python_client(up, photos):
     with Client(up.url, up.key) as client:
-        assert client.ready()["services"] == {"bots": True, "iqa": True}
+        assert client.ready()["services"] == {"bots": True, "iqa": True, "pointcloud": True}
         scored = client.score(photos / "sharp.jpg", map="array")
         assert scored["map"]["cell"] == 32
         several = client.score_many([photos / "sharp.jpg", b"nothing"])
@@ -122,7 +122,7 @@ def test_v2_through_the_gateway(up):
     headers = {"Authorization": f"Bearer {up.key}"}
     with triton.InferenceServerClient(f"127.0.0.1:{up.port}") as client:
         assert client.is_server_ready(headers=headers)
-        assert {row["name"] for row in client.get_model_repository_index(headers=headers)} == {"bots", "iqa"}
+        assert {row["name"] for row in client.get_model_repository_index(headers=headers)} == {"bots", "iqa", "pointcloud"}
         pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3)).astype(np.uint8)
         given = triton.InferInput("image", pixels.shape, "UINT8")
         given.set_data_from_numpy(pixels)
@@ -132,7 +132,7 @@ def test_v2_through_the_gateway(up):
         assert quality_map is not None
         assert (score.shape, quality_map.shape) == ((2,), (2, 2, 3))
         statistics = client.get_inference_statistics(headers=headers)["model_stats"]
-        assert {row["name"] for row in statistics} == {"bots", "iqa"}
+        assert {row["name"] for row in statistics} == {"bots", "iqa", "pointcloud"}
 
 
 def test_one_document_describes_everything(up):
@@ -168,7 +168,7 @@ def test_several_processes_share_a_service_and_ctrl_c_stops_everything(tmp_path,
         assert up.run("score", str(photos / "sharp.jpg")).returncode == 0
     with Client(up.url, up.key) as client:
         rows = client.request("GET", "/v2/models/stats")["model_stats"]
-        assert {row["name"] for row in rows} == {"bots", "iqa"}
+        assert {row["name"] for row in rows} == {"bots", "iqa", "pointcloud"}
         with pytest.raises(ApiError, match="runs in 2 processes"):
             client.request("POST", "/v2/repository/models/iqa/unload")
     family = psutil.Process(up.process.pid).children(recursive=True)

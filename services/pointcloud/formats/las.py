@@ -38,8 +38,9 @@ def read(data: bytes, seed: int = 0) -> Geometry:
     wanted = np.arange(count)
     if count > KEPT:
         wanted = np.sort(np.random.default_rng(seed).choice(count, KEPT, replace=False, shuffle=False))
+    opened: Any = laspy.open  # its own types lack read_evlrs
     try:
-        with laspy.open(io.BytesIO(data), laz_backend=laspy.LazBackend.Lazrs, read_evlrs=False) as file:
+        with opened(io.BytesIO(data), laz_backend=laspy.LazBackend.Lazrs, read_evlrs=False) as file:
             if file.header.point_count != count:
                 raise damaged("The LAS header gives two numbers of points.")
             kept = _kept(file, wanted)

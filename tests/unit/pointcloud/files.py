@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+from typing import Any
 
 import laspy
 import lzf
@@ -16,7 +17,9 @@ def torus(turns=24):
     return mesh.vertices.astype(np.float32), mesh.faces.astype(np.int64)
 
 
-VERTICES, TRIANGLES = torus()
+_MESH = torus()
+VERTICES: Any = _MESH[0]
+TRIANGLES: Any = _MESH[1]
 
 
 def ply(points=VERTICES, triangles=TRIANGLES, form="binary_little_endian", count=None, faces=None):
@@ -72,12 +75,12 @@ def las(points=VERTICES, packed=False, form=3, version="1.4"):
     return stream.getvalue()
 
 
-def exported(form, **options):
-    data = trimesh.Trimesh(VERTICES, TRIANGLES, process=False).export(file_type=form, **options)
+def exported(form):
+    data: Any = trimesh.Trimesh(VERTICES, TRIANGLES, process=False).export(file_type=form)
     return data if isinstance(data, bytes) else data.encode()
 
 
-def glb(document=None, body=None, change=None):
+def glb(document: Any = None, body: Any = None, change: Any = None):
     """trimesh's GLB of the mesh, with its JSON changed by `change`, or one of any document and body."""
     if document is None:
         data = exported("glb")

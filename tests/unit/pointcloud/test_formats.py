@@ -1,17 +1,22 @@
 """Every format is read as another library reads it; every lie is refused by its kind."""
 
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
 import trimesh
 
-from services.pointcloud.formats import parse
+from services.pointcloud.formats import reading
 from services.pointcloud.formats.geometry import Refused
 from services.pointcloud.sampling import sample
 from tests.unit.pointcloud.files import GOOD, TRIANGLES, VERTICES, exported, glb, las, npy, pcd, ply, xyz
 
 AREA = trimesh.Trimesh(VERTICES, TRIANGLES, process=False).area
+
+
+def parse(data: Any, **options) -> tuple[str, Any]:
+    return reading.parse(data, **options)
 
 
 def area(geometry):
@@ -74,7 +79,7 @@ def test_a_scene_is_put_together_by_its_nodes():
         document["scenes"][0]["nodes"] = [len(document["nodes"]) - 1]
 
     spun = parse(glb(change=quaternion))[1].vertices_V3
-    turn = trimesh.transformations.rotation_matrix(1.0, [0, 0, 1])[:3, :3]
+    turn: Any = trimesh.transformations.rotation_matrix(1.0, [0, 0, 1])[:3, :3]
     np.testing.assert_allclose(spun, 2 * VERTICES @ turn.T, atol=1e-5)
 
 
