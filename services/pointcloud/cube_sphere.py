@@ -3,7 +3,8 @@
 Shapes are interpolated from a cube (0) to a sphere (1). A training set has two clusters of them, one at each end, of
 `spread` shapes each: with 1 there are two shapes in all, with 35 the clusters meet and every shape occurs. Pictures
 are drawn from a range of yaws, while the clouds stand still (object-centred). Each setting trains a small network of
-its own; what counts is the dispersion of its predictions for pictures of every shape between cube and sphere.
+its own; what counts is the dispersion of its predictions for pictures of every shape between cube and sphere. (The
+nearest training shape is no evidence here: between two ends everything is near to something.)
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from services.pointcloud import surface
 from services.pointcloud.datasets import Shapes
 from services.pointcloud.dispersion import Evidence, examine
 from services.pointcloud.plots import curves
 from services.pointcloud.schemas import TrainConfig
 from services.pointcloud.single_view import SingleView, Views, as_input, train_epoch
 
-SPREADS = (1, 5, 15, 35)
-YAWS = (0.0, 45.0, 90.0, 360.0)
-FIXED_SPREAD, FIXED_YAW = 5, 45.0
+SPREADS = (1, 8, 35)
+YAWS = (0.0, 90.0, 360.0)
+FIXED_SPREAD, FIXED_YAW = 8, 45.0
 WIDEST = 35  # the largest cluster; WIDEST steps from either end meet in the middle
-TRAINING_SHAPES, TEST_SHAPES, POINTS = 140, 36, 256
+TRAINING_SHAPES, TEST_SHAPES, POINTS = 70, 36, 256
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,14 @@ class Setting:
     evidence: Evidence
 
 
-def interpolated(share: float, points: int, random: np.random.Generator) -> NDArray[np.float32]:
-    """Points (N, 3) of the cube (share 0) pulled towards the sphere (share 1), in the unit ball."""
-    side = random.integers(0, 6, points)
-    cube = random.uniform(-1, 1, (points, 3))
-    cube[np.arange(points), side % 3] = np.where(side < 3, 1.0, -1.0)
-    cube /= np.sqrt(3)
-    radius = np.linalg.norm(cube, axis=1, keepdims=True)
-    # The sphere inscribed in the cube: shapes differ in their corners, and are alike in their faces.
-    sphere = cube / radius / np.sqrt(3)
+def interpolated(share: float, points: int = POINTS) -> NDArray[np.float32]:
+    """Points (N, 3) of the cube (share 0) pulled towards the sphere inside it (share 1), in the unit ball.
+
+    The same places on every shape: else the chance of where points fall would outweigh how shapes differ.
+    """
+    direction = surface.sphere(round(points**0.5), 1.0)
+    sphere = direction / np.sqrt(3)
+    cube = sphere / np.abs(direction).max(axis=1, keepdims=True)
     return ((1 - share) * cube + share * sphere).astype(np.float32)
 
 
@@ -57,7 +58,7 @@ def training_shares(spread: int, random: np.random.Generator) -> NDArray[np.floa
     return np.where(np.arange(TRAINING_SHAPES) % 2 == 0, step, 1 - step)
 
 
-def experiment(out: Path, seeds: Sequence[int] = (0, 1, 2), epochs: int = 40) -> str:
+def experiment(out: Path, seeds: Sequence[int] = (0, 1, 2), epochs: int = 60) -> str:
     """A table and `dispersion.png`; settings that `dispersion.json` has already are not run again."""
     path = out / "dispersion.json"
     known: list[Setting] = []
@@ -74,9 +75,8 @@ def experiment(out: Path, seeds: Sequence[int] = (0, 1, 2), epochs: int = 40) ->
                 path.write_text(json.dumps([asdict(item) for item in known]))
     panels: dict[str, dict[str, dict[float, list[float]]]] = {}
     lines = [
-        "| lever | value | pictures' dispersion | shapes' dispersion | output dispersion | of the true | error | looked up "
-        "| verdicts |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| lever | value | training pictures | training shapes | predictions | of the true shapes' | error |",
+        "|---|---|---|---|---|---|---|",
     ]
     for lever, values in (("cluster size", SPREADS), ("yaw range", YAWS)):
         series: dict[str, dict[float, list[float]]] = {"training shapes": {}, "predictions": {}, "true shapes": {}}
@@ -85,13 +85,11 @@ def experiment(out: Path, seeds: Sequence[int] = (0, 1, 2), epochs: int = 40) ->
             series["training shapes"][value] = [item.input_shapes for item in found]
             series["predictions"][value] = [item.output_shapes for item in found]
             series["true shapes"][value] = [item.true_shapes for item in found]
-            verdicts = [item.verdict for item in found]
             share = [item.output_shapes / item.true_shapes for item in found]
             lines.append(
                 f"| {lever} | {value:g} | {_mean([item.input_images for item in found])} "
                 f"| {_mean([item.input_shapes for item in found])} | {_mean([item.output_shapes for item in found])} "
-                f"| {_mean(share)} | {_mean([item.error for item in found])} | {_mean([item.most_alike for item in found])} "
-                f"| {verdicts.count('recognises')} of {len(verdicts)} recognise |"
+                f"| {_mean(share)} | {_mean([item.error for item in found])} |"
             )
         panels[lever] = series
     curves(panels, out / "dispersion.png")
@@ -102,11 +100,11 @@ def run(spread: int, yaw: float, seed: int, epochs: int) -> Evidence:
     """Train on one setting, predict pictures of every shape, and examine."""
     torch.manual_seed(seed)
     random = np.random.default_rng([seed, spread, int(yaw)])
-    training = _shapes(training_shares(spread, random), random)
-    test = _shapes(np.linspace(0, 1, TEST_SHAPES), random)
+    training = _shapes(training_shares(spread, random))
+    test = _shapes(np.linspace(0, 1, TEST_SHAPES))
     config = TrainConfig(
         image_size=32, single_view="psgn", bottleneck=128, width=8, single_view_points=POINTS, single_view_epochs=epochs,
-        batch_size=8, seed=seed,
+        batch_size=4, seed=seed,
     )  # fmt: skip
     model = SingleView(config.single_view, config.bottleneck, config.width, config.single_view_points)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -118,13 +116,11 @@ def run(spread: int, yaw: float, seed: int, epochs: int) -> Evidence:
     asked = [test_views.draw(index, random) for index in range(len(test))]
     with torch.inference_mode():
         predicted = model(as_input([picture for picture, _ in asked])).numpy()
-    kept = [(picture, cloud[:POINTS]) for picture, cloud in shown[:70]]
-    truth = [(picture, cloud[:POINTS]) for picture, cloud in asked]
-    return examine(kept, truth, list(predicted), test.names, 2, seed)
+    return examine(shown, asked, list(predicted), test.names, 2, seed)
 
 
-def _shapes(share_S: NDArray[np.float64], random: np.random.Generator) -> Shapes:
-    clouds = [interpolated(float(share), 2 * POINTS, random) for share in share_S]
+def _shapes(share_S: NDArray[np.float64]) -> Shapes:
+    clouds = [interpolated(float(share)) for share in share_S]
     nothing = np.full(len(clouds), -1)
     names = [f"{index}" for index in range(len(clouds))]
     return Shapes(clouds, names, (), nothing, names, nothing)

@@ -19,6 +19,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.spatial import cKDTree
 
 from services.pointcloud.calibration import FILE, load_calibration
 from services.pointcloud.chamfer import nearest_distances
@@ -46,20 +47,23 @@ class NoSingleView(Unprocessable):
     title = "The model has no single-view network"
 
 
-def shape_distances(clouds: Sequence[NDArray[np.floating]]) -> Floats:
-    """Chamfer distance, sum form, of every pair (S, S)."""
-    found = np.zeros((len(clouds), len(clouds)))
-    for i, first in enumerate(clouds):
+def shape_distances(
+    clouds: Sequence[NDArray[np.floating]], others: Sequence[NDArray[np.floating]] | None = None
+) -> Floats:
+    """Chamfer distance, sum form, of every pair (S, S), or of clouds and others."""
+    trees = [cKDTree(cloud) for cloud in clouds]
+    if others is not None:
+        columns = [cKDTree(other) for other in others]
+        return np.array([[_sum_of_means(one, other) for other in columns] for one in trees])
+    found = np.zeros((len(trees), len(trees)))
+    for i, first in enumerate(trees):
         for j in range(i):
-            there, back = nearest_distances(first, clouds[j])
-            found[i, j] = found[j, i] = there.mean() + back.mean()
+            found[i, j] = found[j, i] = _sum_of_means(first, trees[j])
     return found
 
 
-def shape_distances_between(first: Sequence[NDArray[np.floating]], second: Sequence[NDArray[np.floating]]) -> Floats:
-    """Chamfer distance, sum form, (len(first), len(second))."""
-    pairs = [[nearest_distances(a, b) for b in second] for a in first]
-    return np.array([[there.mean() + back.mean() for there, back in row] for row in pairs])
+def _sum_of_means(first: cKDTree, second: cKDTree) -> float:
+    return float(np.mean(second.query(first.data)[0]) + np.mean(first.query(second.data)[0]))
 
 
 def image_distances(pictures: Sequence[NDArray[np.uint8]], others: Sequence[NDArray[np.uint8]] | None = None) -> Floats:
@@ -79,7 +83,7 @@ def dispersion(distance_SS: Floats, clusters: int, seed: int = 0) -> float:
         return 0.0
     random = np.random.default_rng(seed)
     found = [
-        kmedoids.fasterpam(distance_SS, _spread_start(distance_SS, clusters, random), random_state=seed).loss
+        kmedoids.fasterpam(distance_SS, _spread_start(distance_SS, clusters, random)).loss
         for _ in range(RESTARTS)
     ]
     return float(min(found)) / len(distance_SS)
@@ -135,12 +139,12 @@ def examine(
     seed: int = 0,
 ) -> Evidence:
     """The evidence on a network from (picture (H, W), cloud (N, 3)) pairs and its predictions for the test pictures."""
-    memory_ST = shape_distances_between([cloud for _, cloud in test], [cloud for _, cloud in training])
+    memory_ST = shape_distances([cloud for _, cloud in test], [cloud for _, cloud in training])
     alike_S = image_distances([picture for picture, _ in test], [picture for picture, _ in training]).argmin(1)
     looked_up_S = memory_ST[np.arange(len(test)), alike_S]
     pairs = [nearest_distances(mine, truth) for mine, (_, truth) in zip(predicted, test, strict=True)]
     error_S = np.array([there.mean() + back.mean() for there, back in pairs])
-    to_memory_S = shape_distances_between(predicted, [cloud for _, cloud in training]).min(1)
+    to_memory_S = shape_distances(predicted, [cloud for _, cloud in training]).min(1)
     low, high = family_bootstrap(lambda index: float((looked_up_S - error_S)[index].mean()), families)
     return Evidence(
         input_images=dispersion(image_distances([picture for picture, _ in training]), clusters, seed),

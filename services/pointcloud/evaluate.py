@@ -26,7 +26,7 @@ from services.pointcloud.neighbours import local_features
 Floats = NDArray[np.floating]
 Labels = NDArray[np.int64]
 
-PENALTIES = (0.001, 0.01, 0.1, 1.0)
+PENALTIES = (0.001, 0.01, 0.1)
 PAIR_BINS, AXIS_BINS = 32, 17
 
 
@@ -107,7 +107,7 @@ def nearest_neighbour(x_SD: Floats, label_S: Labels, split_S: Labels, families: 
 
 
 def _svm(penalty: float) -> Pipeline:
-    return make_pipeline(StandardScaler(), LinearSVC(C=penalty, random_state=0, max_iter=2000))
+    return make_pipeline(StandardScaler(), LinearSVC(C=penalty, random_state=0, max_iter=500))
 
 
 def _chosen(label_S: Labels, split_S: Labels, part: int) -> NDArray[np.int64]:
@@ -130,21 +130,23 @@ def hand_made(points_N3: Floats) -> NDArray[np.float32]:
 
 @torch.inference_mode()
 def encode(
-    encoders: Sequence[GraphEncoder | DGCNNEncoder], shapes: Shapes, chosen: Sequence[int], points: int, batch: int = 16
+    encoders: Sequence[GraphEncoder | DGCNNEncoder], shapes: Shapes, chosen: Sequence[int], points: int
 ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """(codewords (S, 512), their last pooled layer (S, 1024)) of each encoder; the first `points` points of a shape.
+    """(codewords (S, 512), local layers (S, 3·C)) of each encoder; the first `points` points of a shape.
 
-    Points of a shape are drawn by area and independent, so the first of them are a sample too.
+    Points of a shape are drawn by area and independent, so the first of them are a sample too. Local layers are the
+    mean, the standard deviation and the maximum over the points of the encoder's channels before its global maximum.
     """
     device = next(encoders[0].parameters()).device
     found: list[tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]] = [([], []) for _ in encoders]
-    for start in range(0, len(chosen), batch):
-        features, neighbours = batch_of([shapes.cloud(index)[:points] for index in chosen[start : start + batch]])
-        for encoder, (codes, pooled) in zip(encoders, found, strict=True):
-            pooled_BC = encoder.pooled(features.to(device), neighbours.to(device))
-            pooled.append(pooled_BC.cpu().numpy())
-            codes.append(encoder.head(pooled_BC).cpu().numpy())
-    return [(np.concatenate(codes), np.concatenate(pooled)) for codes, pooled in found]
+    for index in chosen:
+        features, neighbours = (part.to(device) for part in batch_of([shapes.cloud(index)[:points]]))
+        for encoder, (codes, layers) in zip(encoders, found, strict=True):
+            codes.append(encoder(features, neighbours).cpu().numpy())
+            local_BNC = encoder.local(features, neighbours)
+            spread_BC = local_BNC.std(1, correction=0)
+            layers.append(torch.cat([local_BNC.mean(1), spread_BC, local_BNC.amax(1)], -1).cpu().numpy())
+    return [(np.concatenate(codes), np.concatenate(layers)) for codes, layers in found]
 
 
 def batch_of(clouds: Sequence[Floats]) -> tuple[torch.Tensor, torch.Tensor]:

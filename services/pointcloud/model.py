@@ -76,10 +76,12 @@ class GraphEncoder(nn.Module):
 
     def pooled(self, features_BN12: Tensor, neighbours_BNK: Tensor) -> Tensor:
         """The 1,024 largest values over the points, before the last two layers (B, 1024)."""
+        return linear_max(self.whole, graph_max(self.local(features_BN12, neighbours_BNK), neighbours_BNK))
+
+    def local(self, features_BN12: Tensor, neighbours_BNK: Tensor) -> Tensor:
+        """The layer of 128 channels a point, (B, N, 128)."""
         points_BNC = self.points(scaled(features_BN12))
-        # ReLU after the maximum: it is monotone, and there is one of it where there would be 16.
-        graph_BNC = F.relu(self.graph(graph_max(points_BNC, neighbours_BNK)))
-        return linear_max(self.whole, graph_max(graph_BNC, neighbours_BNK))
+        return F.relu(self.graph(graph_max(points_BNC, neighbours_BNK)))
 
 
 class EdgeConv(nn.Module):
@@ -110,6 +112,14 @@ class DGCNNEncoder(nn.Module):
         return self.head(self.pooled(features_BN12, neighbours_BNK))
 
     def pooled(self, features_BN12: Tensor, neighbours_BNK: Tensor) -> Tensor:
+        """The 1,024 largest values over the points, before the last two layers (B, 1024)."""
+        return linear_max(self.whole, self._levels(features_BN12, neighbours_BNK))
+
+    def local(self, features_BN12: Tensor, neighbours_BNK: Tensor) -> Tensor:
+        """All edge convolutions' channels a point, (B, N, 512)."""
+        return self._levels(features_BN12, neighbours_BNK)[:, : features_BN12.shape[1]]
+
+    def _levels(self, features_BN12: Tensor, neighbours_BNK: Tensor) -> Tensor:
         # As many copies of point 0 as there are neighbours, so that even one point has 20 rows to choose among.
         extra = (-1, EDGE_NEIGHBOURS, -1)
         features = torch.cat([features_BN12, features_BN12[:, :1].expand(extra)], 1)
@@ -122,7 +132,7 @@ class DGCNNEncoder(nn.Module):
                 neighbours = _nearest_in_channels(values_BNC, padding_BN)
             values_BNC = edge(values_BNC, neighbours)
             levels.append(values_BNC)
-        return linear_max(self.whole, torch.cat(levels, -1))
+        return torch.cat(levels, -1)
 
 
 def scaled(features_BN12: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class TrainConfig(RecipeConfig):
         "data set states is always kept. `auto` takes families where most classes have three.",
     )
     least_shapes: int = Field(default=20, ge=1, description="A class with fewer is not classified.")
-    validation_clouds: int = Field(default=128, ge=1, description="Looked at after each epoch.")
+    validation_clouds: int = Field(default=64, ge=1, description="Looked at after each epoch.")
     single_view: Literal["psgn", "folding", "atlasnet"] = Field(
         default="folding", description="Decoder of the single-view network."
     )

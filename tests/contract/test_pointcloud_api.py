@@ -129,7 +129,7 @@ async def test_a_name_that_lies_is_a_warning(client):
 # -- codewords
 
 
-@pytest.mark.parametrize(("precision", "most"), [("fp32", 2100), ("fp16", 1080), ("int8", 568)])
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 2104), ("fp16", 1080), ("int8", 572)])
 async def test_encode_and_decode(client, precision, most):
     data = npy(VERTICES.astype(np.float64) * 3 + [100, 0, 0])
     wanted = np.array((await post(client, "reconstruct", data)).json()["points"])
