@@ -4,10 +4,12 @@ import json
 import re
 import stat
 import subprocess
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import trimesh
 import tritonclient.http as triton
 from PIL import Image, ImageFilter
 from pyarrow import parquet
@@ -270,3 +272,51 @@ def test_bots_from_an_account_to_a_scored_graph(up, tmp_path):
             return found["model"] == "bots/2" and found["results"][0]["result"]["evidence"]["edges"] == 2
 
         up.until(from_the_graph, 5)
+
+
+def test_shapes_from_a_file_to_a_searched_index_and_a_promoted_network(up, tmp_path):
+    """Reconstruct, compress, classify and search an uploaded file; train on uploaded shapes, promote, search again."""
+    shapes = tmp_path / "shapes"
+    for label in ("box", "ball", "torus"):
+        (shapes / label).mkdir(parents=True)
+    for number in range(8):
+        wide = 1 + 0.2 * number
+        trimesh.creation.box((wide, 1, 2)).export(shapes / "box" / f"box{chr(97 + number)}.stl")
+        trimesh.creation.icosphere(radius=wide).apply_scale((1, 1, wide)).export(shapes / "ball" / f"b{number}.ply")
+        trimesh.creation.torus(1, 0.1 * wide).export(shapes / "torus" / f"t{chr(97 + number)}.glb")
+    one = shapes / "torus" / "ta.glb"
+
+    def run(*arguments):
+        answer = up.run("pointcloud", *(str(part) for part in arguments), timeout=120)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        return answer.stdout
+
+    told = run("reconstruct", one, "--out", tmp_path / "mesh.glb")
+    assert re.search(r"ta\.glb: glb, 2048 points sampled by area from \d+ triangles", told)
+    mesh: Any = trimesh.load(tmp_path / "mesh.glb").to_mesh()  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(mesh.faces) > 3000
+    told = run("encode", one, "--out", tmp_path / "ta.ffcw")
+    assert float(re.findall(r"([\d.]+) times smaller", told)[0]) > 20
+    run("decode", tmp_path / "ta.ffcw", "--out", tmp_path / "again.ply", "--resolution", 20)
+    assert len(trimesh.load(tmp_path / "again.ply").vertices) == 400  # pyright: ignore[reportAttributeAccessIssue]
+    assert re.search(r"^ *[\d.]+%  \w", run("classify", one), re.MULTILINE)
+    bad = up.run("pointcloud", "encode", str(tmp_path / "mesh.glb"), "--points", "3")
+    assert bad.returncode == 1
+    assert "Traceback" not in bad.stderr
+    assert up.run("datasets", "add", str(shapes), "--kind", "pointcloud").returncode == 0
+    assert "shapes: 24" in run("index", "shapes")
+    assert "torus/ta.glb  (torus)" in run("search", one, "--count", "1", "--previews", tmp_path / "found")
+    with Image.open(tmp_path / "found" / "01.png") as picture:
+        assert picture.size == (96, 96)
+    settings = {"epochs": 1, "resolution": 8, "train_resolution": 8, "batch_size": 4, "points": "[64,128]"}
+    chosen = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    trained = up.run("train", "pointcloud", "--dataset", "shapes", *chosen, "--watch", timeout=200)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert up.run("models", "promote", "pointcloud", "2", "--force", "--reason", "a test").returncode == 0
+    up.until(lambda: "pointcloud/2" in run("reconstruct", one, "--out", tmp_path / "mesh.glb"), 15)
+    foreign = up.run("pointcloud", "decode", str(tmp_path / "ta.ffcw"))
+    assert foreign.returncode == 1
+    assert "version 1" in foreign.stderr
+    assert "made with a version that is not served" in up.run("pointcloud", "search", str(one)).stderr
+    run("index", "shapes")
+    assert "torus/ta.glb  (torus)" in run("search", one, "--count", "1")
