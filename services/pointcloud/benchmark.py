@@ -51,7 +51,7 @@ from shared.jobs.config import read_config
 from shared.jobs.context import LocalContext
 
 SEEDS = (0, 1, 2)
-PROBED_POINTS = 512
+PROBED_POINTS = 1024
 MEASURED = 100  # test shapes whose reconstruction is measured, most
 
 
@@ -71,7 +71,9 @@ def probe(data: Path, out: Path, values: Mapping[str, Any], seeds: Sequence[int]
     return _table(rows)
 
 
-def probed(config: TrainConfig, model: Autoencoder, shapes: Shapes, split_S: NDArray[np.int64], out: Path) -> dict[str, Any]:
+def probed(
+    config: TrainConfig, model: Autoencoder, shapes: Shapes, split_S: NDArray[np.int64], out: Path
+) -> dict[str, Any]:
     """Every figure of one seed."""
     torch.manual_seed(config.seed + 1000)
     chance = Autoencoder(config.encoder, "folding", config.source, config.resolution).eval()
@@ -85,6 +87,7 @@ def probed(config: TrainConfig, model: Autoencoder, shapes: Shapes, split_S: NDA
     inputs = {
         "codeword": mine,
         "local layers": mine_layers,
+        "codeword and local layers": np.concatenate([mine, mine_layers], axis=1),
         "random encoder: codeword": random,
         "random encoder: local layers": random_layers,
         "hand-made features": np.stack([hand_made(shapes.cloud(int(index))) for index in chosen]),
@@ -125,7 +128,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         first = figures[0]
         lines.append(
             f"| {name} | {_spread([100 * item['accuracy'] for item in figures])} "
-            f"| {100 * first['low']:.1f}–{100 * first['high']:.1f} | {_spread([100 * item['macro'] for item in figures])} "
+            f"| {100 * first['low']:.1f}–{100 * first['high']:.1f} "
+            f"| {_spread([100 * item['macro'] for item in figures])} "
             f"| {100 * first['macro_low']:.1f}–{100 * first['macro_high']:.1f} |"
         )
     for name in ("chamfer", "chamfer of nearest training shape"):

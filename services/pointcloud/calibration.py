@@ -58,11 +58,11 @@ class Calibration(Frozen):
     labels: tuple[str, ...] = Field(description="Of the classifier; empty where there is none.")
     trained_points: tuple[int, int] = Field(description="Fewest and most points a cloud in training.")
     extents_low: tuple[float, float, float] = Field(
-        description="0.5 % and (high) 99.5 % of the training's sorted extents, smallest first, of clouds in the unit ball."
+        description="0.5 % (high: 99.5 %) of the training's extents in the unit ball, each cloud's smallest first."
     )
     extents_high: tuple[float, float, float]
     chamfer_limit: float = Field(
-        description="99 % of the validation clouds are reconstructed within this Chamfer distance (max form, unit ball)."
+        description="Chamfer distance (max form, unit ball) within which 99 % of the validation clouds come back."
     )
     views: Views | None = None
 
@@ -71,7 +71,8 @@ class Calibration(Frozen):
         extents = np.sort(np.ptp(points_N3, axis=0))
         slack = 0.02
         return bool(
-            np.any(extents < np.array(self.extents_low) - slack) or np.any(extents > np.array(self.extents_high) + slack)
+            np.any(extents < np.array(self.extents_low) - slack)
+            or np.any(extents > np.array(self.extents_high) + slack)
         )
 
 

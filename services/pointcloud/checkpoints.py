@@ -30,7 +30,9 @@ def weights_of(model: nn.Module) -> State:
 def load_weights(model: nn.Module, weights: Mapping[str, NDArray[Any]]) -> None:
     # Counters have no dimension; not every store keeps that.
     shapes = {name: value.shape for name, value in model.state_dict().items()}
-    model.load_state_dict({name: torch.from_numpy(np.array(value)).reshape(shapes[name]) for name, value in weights.items()})
+    model.load_state_dict(
+        {name: torch.from_numpy(np.array(value)).reshape(shapes[name]) for name, value in weights.items()}
+    )
 
 
 def part_of(state: Mapping[str, NDArray[Any]], prefix: str) -> State:

@@ -103,8 +103,8 @@ def run(spread: int, yaw: float, seed: int, epochs: int) -> Evidence:
     training = _shapes(training_shares(spread, random))
     test = _shapes(np.linspace(0, 1, TEST_SHAPES))
     config = TrainConfig(
-        image_size=32, single_view="psgn", bottleneck=128, width=8, single_view_points=POINTS, single_view_epochs=epochs,
-        batch_size=4, seed=seed,
+        image_size=32, single_view="psgn", bottleneck=128, width=8, single_view_points=POINTS, batch_size=4,
+        single_view_epochs=epochs, seed=seed,
     )  # fmt: skip
     model = SingleView(config.single_view, config.bottleneck, config.width, config.single_view_points)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

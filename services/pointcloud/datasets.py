@@ -293,6 +293,8 @@ def _stated_splits(data: Path, refuse: Reject) -> dict[str, int]:
 
 def _from_arrays(path: Path) -> Iterator[Shape]:
     arrays = _arrays(path)
+    if "points" not in arrays:
+        raise BadShapes(f"{path.name} has no array of the name points.", file=path.name)
     points_SN3 = arrays["points"]
     if points_SN3.ndim != 3 or points_SN3.shape[2] != 3 or 0 in points_SN3.shape:
         raise BadShapes(f"{path.name}: points has the shape {list(points_SN3.shape)}, not (S, N, 3).", file=path.name)

@@ -77,14 +77,13 @@ def image_distances(pictures: Sequence[NDArray[np.uint8]], others: Sequence[NDAr
 
 
 def dispersion(distance_SS: Floats, clusters: int, seed: int = 0) -> float:
-    """The dispersion score over S: mean distance to the own medoid. The best of a few k-medoids++ starts (FasterPAM)."""
+    """The dispersion score over S: mean distance to the own medoid, the best of a few k-medoids++ starts."""
     clusters = min(clusters, len(distance_SS))
     if clusters == len(distance_SS):
         return 0.0
     random = np.random.default_rng(seed)
     found = [
-        kmedoids.fasterpam(distance_SS, _spread_start(distance_SS, clusters, random)).loss
-        for _ in range(RESTARTS)
+        kmedoids.fasterpam(distance_SS, _spread_start(distance_SS, clusters, random)).loss for _ in range(RESTARTS)
     ]
     return float(min(found)) / len(distance_SS)
 
@@ -208,5 +207,7 @@ def _families(shapes: Shapes, chosen: NDArray[np.int64]) -> list[str]:
 
 def _pixels(pictures: Sequence[NDArray[np.uint8]]) -> Floats:
     side = (COMPARED_PIXELS, COMPARED_PIXELS)
-    scaled = [np.asarray(Image.fromarray(picture).resize(side, Image.Resampling.BOX), np.float64) for picture in pictures]
+    scaled = [
+        np.asarray(Image.fromarray(picture).resize(side, Image.Resampling.BOX), np.float64) for picture in pictures
+    ]
     return np.stack(scaled).reshape(len(pictures), -1) / 255

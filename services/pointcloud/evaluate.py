@@ -49,7 +49,9 @@ class Classified:
 
     def interval(self, metric: Callable[[Labels, Labels], float], rounds: int = 500) -> tuple[float, float]:
         """95 % percentile bootstrap over whole families: shapes of one are not independent."""
-        return family_bootstrap(lambda index: metric(self.predicted_S[index], self.label_S[index]), self.family_S, rounds)
+        return family_bootstrap(
+            lambda index: metric(self.predicted_S[index], self.label_S[index]), self.family_S, rounds
+        )
 
 
 def accuracy(predicted_S: Labels, label_S: Labels) -> float:
@@ -118,7 +120,7 @@ def _chosen(label_S: Labels, split_S: Labels, part: int) -> NDArray[np.int64]:
 
 
 def hand_made(points_N3: Floats) -> NDArray[np.float32]:
-    """86 numbers of a cloud in the unit ball: histogram of pair distances, sorted extents, histograms along the axes."""
+    """86 numbers of a cloud in the unit ball: histograms of pair distances and along the axes, sorted extents."""
     points = np.asarray(points_N3, np.float32)
     random = np.random.default_rng(0)
     first, second = random.integers(0, len(points), (2, 4096))

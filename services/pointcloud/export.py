@@ -92,7 +92,13 @@ def export_onnx(model: Autoencoder, folder: Path) -> list[str]:
 
 def export_view(model: SingleView, folder: Path, size: int) -> list[str]:
     axes = {0: "batch", 2: "height", 3: "width"}
-    _write(model, (torch.rand(2, 3, size, size),), folder / "single_view.onnx", {"image": {0: axes[0]}}, {"points": {0: "batch"}})
+    _write(
+        model,
+        (torch.rand(2, 3, size, size),),
+        folder / "single_view.onnx",
+        {"image": {0: axes[0]}},
+        {"points": {0: "batch"}},
+    )
     return ["single_view.onnx"]
 
 
@@ -189,7 +195,12 @@ def calibrate(
     codes_SD = np.zeros((len(shapes), CODEWORD), np.float32)
     if len(known):
         # Of a series a few shapes are enough to learn from; codewords of the others would cost most of the time.
-        chosen = np.concatenate([capped(shapes, known[split_S[known] == part], config.family_cap, np.random.default_rng(0)) for part in range(3)])
+        chosen = np.concatenate(
+            [
+                capped(shapes, known[split_S[known] == part], config.family_cap, np.random.default_rng(0))
+                for part in range(3)
+            ]
+        )
         codes_SD[chosen] = encode([model.encoder], shapes, chosen.tolist(), min(points, 1024))[0][0]
         unseen = np.ones(len(shapes), bool)
         unseen[chosen] = False
@@ -198,7 +209,9 @@ def calibrate(
     test = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(split_S == 2))[:MOST_TESTED])
     errors = reconstruction_errors(model, shapes, test.tolist(), points)
     limit = np.quantile(reconstruction_errors(model, shapes, validation.tolist(), points), 0.99)
-    metrics = {"chamfer": _mean_metric(errors, [shapes.families[i] for i in test], "max form, unit ball, lower is better")}
+    metrics = {
+        "chamfer": _mean_metric(errors, [shapes.families[i] for i in test], "max form, unit ball, lower is better")
+    }
     training = np.flatnonzero(split_S == 0)
     extents_S3 = np.stack([np.sort(np.ptp(shapes.cloud(int(index)), axis=0)) for index in training])
     low, high = np.quantile(extents_S3, [0.005, 0.995], axis=0)
@@ -209,9 +222,7 @@ def calibrate(
     source = None
     if config.decoder == "folding":
         learned = model.source_GS.detach().numpy().tolist() if config.source == "learned" else None
-        source = Source(
-            kind=config.source, resolution=config.resolution, half_width=surface.HALF_WIDTH, values=learned
-        )
+        source = Source(kind=config.source, resolution=config.resolution, half_width=surface.HALF_WIDTH, values=learned)
     calibration = Calibration(
         source=source,
         labels=shapes.labels if tested else (),
@@ -272,11 +283,15 @@ def beside(
     test = np.random.default_rng(0).permutation(np.flatnonzero(split_S == 2))[: MOST_TESTED // 2].tolist()
     pictures = config.task == "single-view"
     if pictures and "single_view.onnx" not in champion.manifest.files:
-        nothing = Metric(value=0.0, low=0.0, high=0.0, n=len(test), description="the champion has no single-view network")
+        nothing = Metric(
+            value=0.0, low=0.0, high=0.0, n=len(test), description="the champion has no single-view network"
+        )
         return Comparison(champion=champion.manifest.version or 1, metric="view_chamfer_reduction", difference=nothing)
     measure = served_view_errors if pictures else served_errors
     new, old = (measure(bundle, config, shapes, test) for bundle in (candidate, champion))
-    difference = _mean_metric(old - new, [shapes.families[index] for index in test], "champion − candidate", higher=True)
+    difference = _mean_metric(
+        old - new, [shapes.families[index] for index in test], "champion − candidate", higher=True
+    )
     name = "view_chamfer_reduction" if pictures else "chamfer_reduction"
     return Comparison(champion=champion.manifest.version or 1, metric=name, difference=difference)
 
@@ -295,7 +310,9 @@ def served_errors(bundle: Bundle, config: TrainConfig, shapes: Shapes, chosen: S
     return np.array(found)
 
 
-def served_view_errors(bundle: Bundle, config: TrainConfig, shapes: Shapes, chosen: Sequence[int]) -> NDArray[np.float64]:
+def served_view_errors(
+    bundle: Bundle, config: TrainConfig, shapes: Shapes, chosen: Sequence[int]
+) -> NDArray[np.float64]:
     """`view_errors` of a bundle's graph, on pictures of the size it takes."""
     session = OnnxSession(bundle.path("single_view.onnx"))
     views = load_calibration(bundle.path(FILE)).views

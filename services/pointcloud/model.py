@@ -6,6 +6,7 @@ After Yang et al., FoldingNet (CVPR 2018), and Wang et al., DGCNN (2019); no bat
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -104,7 +105,7 @@ class DGCNNEncoder(nn.Module):
     def __init__(self, codeword: int = CODEWORD) -> None:
         super().__init__()
         widths = (FEATURES, 64, 64, 128, 256)
-        self.edges = nn.ModuleList(EdgeConv(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.edges = nn.ModuleList(EdgeConv(a, b) for a, b in pairwise(widths))
         self.whole = nn.Linear(sum(widths[1:]), 1024)
         self.head = nn.Sequential(nn.LeakyReLU(0.2), nn.Linear(1024, 512), nn.LeakyReLU(0.2), nn.Linear(512, codeword))
 

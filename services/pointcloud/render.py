@@ -1,6 +1,7 @@
 """Pictures of point clouds: shaded discs with a depth buffer, in NumPy.
 
-Shapes: N points, H and W pixels. z is up; yaw turns around it, 0 is the front, seen from +x; pitch looks down from above.
+Shapes: N points, H and W pixels. z is up; yaw turns around it, 0 is seen from +x, which is the
+front; pitch looks down from above.
 """
 
 from __future__ import annotations
@@ -62,5 +63,5 @@ def render(
 
 
 def normals(covariance_N9: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Unit normals (N, 3), of either sign, from the covariances of a point's neighbours: the direction of least spread."""
+    """Unit normals (N, 3), of either sign, from the covariances of neighbours: the direction of least spread."""
     return np.linalg.eigh(np.asarray(covariance_N9, np.float64).reshape(-1, 3, 3))[1][:, :, 0].astype(np.float32)

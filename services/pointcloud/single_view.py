@@ -203,7 +203,10 @@ def fit_single_view(
         state |= state_of(model, optimizer, "view.") | {f"view.best.{name}": value for name, value in best.items()}
         context.checkpoint(kept | state)
         context.report(
-            step=epoch + 1, total=config.single_view_epochs, view_loss=float(np.mean(losses)), validation_view_chamfer=error
+            step=epoch + 1,
+            total=config.single_view_epochs,
+            view_loss=float(np.mean(losses)),
+            validation_view_chamfer=error,
         )
     load_weights(model, best)
     return model.cpu().eval()
@@ -242,7 +245,7 @@ def train_epoch(
 
 @torch.inference_mode()
 def view_errors(model: SingleView, views: Views, chosen: Sequence[int], seed: int = 0) -> NDArray[np.float64]:
-    """Chamfer distance (S,), sum form, of the prediction from one picture of each shape, its yaw drawn with the seed."""
+    """Chamfer distance (S,), sum form, predicted from one picture of each shape; the seed draws its yaw."""
     model.eval()
     device = next(model.parameters()).device
     found: list[float] = []
@@ -252,4 +255,3 @@ def view_errors(model: SingleView, views: Views, chosen: Sequence[int], seed: in
         pairs = zip(predicted, (cloud for _, cloud in drawn), strict=True)
         found += [float(chamfer(mine[None], torch.from_numpy(cloud)[None], "sum")) for mine, cloud in pairs]
     return np.array(found)
-

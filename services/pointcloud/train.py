@@ -36,7 +36,6 @@ from shared.jobs.context import JobStopped, LocalContext, TrainingContext
 from shared.jobs.distributed import run_recipe
 from shared.problems import FourfoldError
 
-
 VALIDATED_POINTS = 512
 
 
@@ -79,7 +78,9 @@ def compare(candidate: Path, champion: Path, data: Path, context: TrainingContex
 
 def prepare(config: TrainConfig, data: Path) -> tuple[Shapes, NDArray[np.int64]]:
     """The shapes, classes that are too small without label, and the split (S,) of each."""
-    shapes = load_shapes(data, points=max(2048, config.points[1]), seed=config.seed, exclude=config.bad_files == "exclude")
+    shapes = load_shapes(
+        data, points=max(2048, config.points[1]), seed=config.seed, exclude=config.bad_files == "exclude"
+    )
     shapes = known_labels(shapes, config.least_shapes)
     split_S = with_splits(shapes, config.seed, config.split)
     if (split_S == 0).sum() < config.batch_size:
@@ -199,7 +200,9 @@ def _train_epoch(
 
 def learning_rate_share(share: float, warm_up: float = 0.02) -> float:
     """Of the full rate, when `share` of the training is done: up in a straight line, then down a half cosine."""
-    return share / warm_up + 0.01 if share < warm_up else 0.5 * (1 + math.cos(math.pi * (share - warm_up) / (1 - warm_up)))
+    return (
+        share / warm_up + 0.01 if share < warm_up else 0.5 * (1 + math.cos(math.pi * (share - warm_up) / (1 - warm_up)))
+    )
 
 
 def device_of(wanted: str) -> torch.device:
@@ -208,7 +211,9 @@ def device_of(wanted: str) -> torch.device:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="a folder as datasets.py describes, or a file of arrays")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="a folder as datasets.py describes, or a file of arrays"
+    )
     parser.add_argument("--out", type=Path, required=True, help="where checkpoints and the bundle go")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="TrainConfig fields")
     given = parser.parse_args()

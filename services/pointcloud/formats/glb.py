@@ -131,7 +131,7 @@ class _Scene:
         count, size = int(accessor["count"]), width * dtype.itemsize
         stride = int(view.get("byteStride", size))
         start = int(view.get("byteOffset", 0)) + int(accessor.get("byteOffset", 0))
-        if start < 0 or not size <= stride <= 252 and stride != size:
+        if start < 0 or (not size <= stride <= 252 and stride != size):
             raise damaged("The GLB's accessor lies outside its buffer.")
         claim("values", count, stride, len(self.binary) - start + stride - size)
         if count == 0:

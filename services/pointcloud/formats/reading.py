@@ -39,7 +39,7 @@ def recognise(data: bytes) -> str:
         return "las"
     if head.startswith(npy.MAGIC):
         return "npy"
-    if (b"# .PCD" in head[:64] or head.startswith(b"VERSION")) and b"FIELDS" in head or b"\nDATA " in head:
+    if ((b"# .PCD" in head[:64] or head.startswith(b"VERSION")) and b"FIELDS" in head) or b"\nDATA " in head:
         return "pcd"
     if off.begins(head):
         return "off"

@@ -39,9 +39,7 @@ def test_padding_changes_nothing_and_gets_no_gradient(form):
     x, y = drawn(30, 20)
     padded_x = torch.cat([x, torch.full((7, 3), 1e3, dtype=torch.float64)])[None].detach().requires_grad_()
     padded_y = torch.cat([y, torch.zeros(9, 3, dtype=torch.float64)])[None]
-    found = chamfer(
-        padded_x, padded_y, form, x_counts_B=torch.tensor([30]), y_counts_B=torch.tensor([20])
-    )
+    found = chamfer(padded_x, padded_y, form, x_counts_B=torch.tensor([30]), y_counts_B=torch.tensor([20]))
     assert found.item() == pytest.approx(reference(x, y, form).item(), rel=1e-9)
     (gradient,) = torch.autograd.grad(found.sum(), padded_x)
     assert (gradient[0, 30:] == 0).all()

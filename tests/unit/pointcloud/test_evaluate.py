@@ -47,7 +47,7 @@ def test_probes_find_what_is_there_and_nothing_where_there_is_nothing():
         assert noise.accuracy < 0.7
     # Shapes without a class are left out.
     label = np.where(np.arange(len(label)) < 30, -1, label)
-    assert len(linear_probe(x, label, split, families).label_S) == 20
+    assert len(linear_probe(x, label, split, families).label_S) == 21
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -143,7 +143,9 @@ def test_a_candidate_beside_itself_is_no_better(data, tmp_path, trained):
 
 def test_a_data_set_without_classes_makes_a_bundle_without_classifier(tmp_path):
     write_set(tmp_path / "set.npz", named=False)
-    bundle = Bundle.open(train(SMALL.model_copy(update={"decoder": "dense"}), tmp_path / "set.npz", LocalContext(tmp_path)))
+    bundle = Bundle.open(
+        train(SMALL.model_copy(update={"decoder": "dense"}), tmp_path / "set.npz", LocalContext(tmp_path))
+    )
     assert set(bundle.manifest.graphs) == {"encoder", "decoder"}
     calibration = load_calibration(bundle.path(FILE))
     assert calibration.labels == ()
