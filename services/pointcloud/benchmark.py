@@ -42,7 +42,7 @@ from services.pointcloud.evaluate import (
     nearest_shape_errors,
     reconstruction_errors,
 )
-from services.pointcloud.model import Autoencoder, parameters_in
+from services.pointcloud.model import COVARIANCE_SCALE, Autoencoder, FoldingDecoder, GraphEncoder, parameters_in
 from services.pointcloud.plots import codeword_map
 from services.pointcloud.schemas import TrainConfig
 from services.pointcloud.surface import grid
@@ -206,7 +206,9 @@ def step(rounds: int = 5, batch: int = 4, points: int = 2048) -> str:
 def plain_forward(model: Autoencoder, features: Tensor, neighbours: Tensor, source: Tensor) -> Tensor:
     """The same network as it is usually written: neighbours gathered, codeword repeated beside every point."""
     encoder, decoder = model.encoder, model.decoder
-    values = encoder.points(torch.cat([features[..., :3], features[..., 3:] * 100.0], -1))
+    if not isinstance(encoder, GraphEncoder) or not isinstance(decoder, FoldingDecoder):
+        raise ValueError("Written out for FoldingNet alone.")
+    values = encoder.points(torch.cat([features[..., :3], features[..., 3:] * COVARIANCE_SCALE], -1))
     rows = torch.arange(len(values))[:, None, None]
     values = F.relu(encoder.graph(values[rows, neighbours].amax(2)))
     code = encoder.head(encoder.whole(values[rows, neighbours].amax(2)).amax(1))

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 Form = Literal["max", "sum", "squared"]
@@ -47,8 +47,8 @@ def chamfer(
 
 def nearest_distances(x_N3: NDArray[np.floating], y_M3: NDArray[np.floating]) -> tuple[NDArray[np.float64], ...]:
     """Distances of each x to the nearest y (N,), and of each y to the nearest x (M,), unsquared, without torch."""
-    there = np.asarray(cKDTree(y_M3).query(x_N3)[0], np.float64)
-    return there, np.asarray(cKDTree(x_N3).query(y_M3)[0], np.float64)
+    there = np.asarray(KDTree(y_M3).query(x_N3)[0], np.float64)
+    return there, np.asarray(KDTree(x_N3).query(y_M3)[0], np.float64)
 
 
 def _counts(points_BN3: Tensor, counts_B: Tensor | None) -> list[int]:
@@ -72,7 +72,7 @@ def _one_way(x: Tensor, y: Tensor, x_counts: list[int], y_counts: list[int], for
 
 
 def _by_tree(x_N3: Tensor, y_M3: Tensor) -> Tensor:
-    tree = cKDTree(y_M3.detach().cpu().numpy(), balanced_tree=False, compact_nodes=False)
+    tree = KDTree(y_M3.detach().cpu().numpy(), balanced_tree=False, compact_nodes=False)
     found = tree.query(x_N3.detach().cpu().numpy())[1]
     return torch.from_numpy(np.asarray(found, np.int64)).to(x_N3.device)
 

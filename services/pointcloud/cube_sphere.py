@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,8 +26,7 @@ from services.pointcloud.plots import curves
 from services.pointcloud.schemas import TrainConfig
 from services.pointcloud.single_view import SingleView, Views, as_input, train_epoch
 
-SPREADS = (1, 8, 35)
-YAWS = (0.0, 90.0, 360.0)
+LEVERS: Mapping[str, Sequence[float]] = {"cluster size": (1, 8, 35), "yaw range": (0.0, 90.0, 360.0)}
 FIXED_SPREAD, FIXED_YAW = 8, 45.0
 WIDEST = 35  # the largest cluster; WIDEST steps from either end meet in the middle
 TRAINING_SHAPES, TEST_SHAPES, POINTS = 70, 36, 256
@@ -58,14 +57,20 @@ def training_shares(spread: int, random: np.random.Generator) -> NDArray[np.floa
     return np.where(np.arange(TRAINING_SHAPES) % 2 == 0, step, 1 - step)
 
 
-def experiment(out: Path, seeds: Sequence[int] = (0, 1, 2), epochs: int = 60) -> str:
+def experiment(
+    out: Path,
+    seeds: Sequence[int] = (0, 1, 2),
+    epochs: int = 60,
+    levers: Mapping[str, Sequence[float]] = LEVERS,
+) -> str:
     """A table and `dispersion.png`; settings that `dispersion.json` has already are not run again."""
     path = out / "dispersion.json"
     known: list[Setting] = []
     if path.is_file():
-        known = [Setting(**{**item, "evidence": Evidence(**item["evidence"])}) for item in json.loads(path.read_text())]
+        for item in json.loads(path.read_text()):
+            known.append(Setting(item["lever"], item["value"], item["seed"], Evidence(**item["evidence"])))
     for seed in seeds:
-        for lever, values in (("cluster size", SPREADS), ("yaw range", YAWS)):
+        for lever, values in levers.items():
             for value in values:
                 if any((item.lever, item.value, item.seed) == (lever, value, seed) for item in known):
                     continue
@@ -78,7 +83,7 @@ def experiment(out: Path, seeds: Sequence[int] = (0, 1, 2), epochs: int = 60) ->
         "| lever | value | training pictures | training shapes | predictions | of the true shapes' | error |",
         "|---|---|---|---|---|---|---|",
     ]
-    for lever, values in (("cluster size", SPREADS), ("yaw range", YAWS)):
+    for lever, values in levers.items():
         series: dict[str, dict[float, list[float]]] = {"training shapes": {}, "predictions": {}, "true shapes": {}}
         for value in values:
             found = [item.evidence for item in known if (item.lever, item.value) == (lever, value)]

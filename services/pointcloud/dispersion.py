@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from services.pointcloud.calibration import FILE, load_calibration
 from services.pointcloud.chamfer import nearest_distances
@@ -51,9 +51,9 @@ def shape_distances(
     clouds: Sequence[NDArray[np.floating]], others: Sequence[NDArray[np.floating]] | None = None
 ) -> Floats:
     """Chamfer distance, sum form, of every pair (S, S), or of clouds and others."""
-    trees = [cKDTree(cloud) for cloud in clouds]
+    trees = [KDTree(cloud) for cloud in clouds]
     if others is not None:
-        columns = [cKDTree(other) for other in others]
+        columns = [KDTree(other) for other in others]
         return np.array([[_sum_of_means(one, other) for other in columns] for one in trees])
     found = np.zeros((len(trees), len(trees)))
     for i, first in enumerate(trees):
@@ -62,7 +62,7 @@ def shape_distances(
     return found
 
 
-def _sum_of_means(first: cKDTree, second: cKDTree) -> float:
+def _sum_of_means(first: KDTree, second: KDTree) -> float:
     return float(np.mean(second.query(first.data)[0]) + np.mean(first.query(second.data)[0]))
 
 
@@ -189,7 +189,7 @@ def disperse(
         if (reason := context.should_stop()) is not None:
             raise JobStopped(reason)
         points = session.infer({"image": as_input([picture]).numpy()})["points"][0]
-        predicted.append(random.permutation(points)[: config.points])
+        predicted.append(points[random.permutation(len(points))[: config.points]])
     context.report(step=3, total=4)
     evidence = examine(training, test, predicted, _families(shapes, chosen), config.clusters, config.seed)
     told = evidence.told()

@@ -82,7 +82,7 @@ def family_bootstrap(
 # -- classification
 
 
-def linear_probe(x_SD: Floats, label_S: Labels, split_S: Labels, families: Sequence[str]) -> Classified:
+def linear_probe(x_SD: Floats, label_S: Labels, split_S: Labels, families: list[str]) -> Classified:
     """A linear SVM on standardised inputs; its penalty is chosen on validation, then train and validation are fitted.
 
     Shapes without a class (−1) are left out. Test shapes are looked at once.
@@ -101,7 +101,7 @@ def linear_probe(x_SD: Floats, label_S: Labels, split_S: Labels, families: Seque
     return Classified(predicted, label_S[test], [families[index] for index in test], penalty)
 
 
-def nearest_neighbour(x_SD: Floats, label_S: Labels, split_S: Labels, families: Sequence[str]) -> Classified:
+def nearest_neighbour(x_SD: Floats, label_S: Labels, split_S: Labels, families: list[str]) -> Classified:
     """The class of the nearest training or validation shape, on standardised inputs."""
     train, test = np.flatnonzero((label_S >= 0) & (split_S < 2)), _chosen(label_S, split_S, 2)
     model = make_pipeline(StandardScaler(), KNeighborsClassifier(1)).fit(x_SD[train], label_S[train])

@@ -47,10 +47,10 @@ def linear_max(layer: nn.Linear, values_BNC: Tensor) -> Tensor:
     Only the points where a channel is largest get a gradient, so while training the layer runs without one to find
     them, and again on those alone: the same value and gradient for a third of the work.
     """
+    # Points last: a maximum along memory takes half the time of one across it, in ONNX Runtime a tenth.
     if not torch.is_grad_enabled():
-        return layer(values_BNC).amax(1)
+        return (layer.weight @ values_BNC.transpose(1, 2)).amax(-1) + layer.bias
     with torch.no_grad():
-        # Points last: a maximum along memory takes half the time of one across it.
         largest_BO = (layer.weight @ values_BNC.transpose(1, 2)).max(-1)[1]
     index_BOC = largest_BO[:, :, None].expand(-1, -1, values_BNC.shape[2])
     picked_BOC = values_BNC.gather(1, index_BOC)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 NEIGHBOURS = 16
 
@@ -48,7 +48,7 @@ def nearest(points_N3: NDArray[np.floating], k: int = NEIGHBOURS) -> NDArray[np.
         return np.zeros((1, k), np.int64)
     wanted = min(k, count - 1)
     # Neither balanced nor compact: built in half the time, and cells of duplicates do not slow it.
-    tree = cKDTree(points_N3, balanced_tree=False, compact_nodes=False)
+    tree = KDTree(points_N3, balanced_tree=False, compact_nodes=False, leafsize=16)
     found = np.asarray(tree.query(points_N3, k=wanted + 1)[1], np.int64)
     itself = found == np.arange(count)[:, None]
     # Among more than k duplicates a point may miss itself: then the farthest goes.

@@ -31,5 +31,6 @@ def write_set(path, *, each=12, families=4, points=64, seed=0, named=True):
             family.append(f"{kind}-{'abcdefghij'[own]}")
             name.append(f"{kind}_{number}")
     columns = {"category": np.array(category), "family": np.array(family), "name": np.array(name)}
-    np.savez(path, points=np.stack(rows).astype(np.float16), **(columns if named else {}))
+    columns = {"points": np.stack(rows).astype(np.float16), **(columns if named else {})}
+    np.savez(path, allow_pickle=False, **columns)
     return path
