@@ -24,6 +24,7 @@ from shared.sessions import GraphTensor, OnnxSession, Tensors
 from shared.settings import ServiceSettings
 
 FINEST, COARSEST = 128, 4  # resolutions that are folded
+INT8_DECODER = "decoder_int8.onnx"  # of the same weights; the fingerprint is that of the others
 MOST_V2 = 16 * 2048  # points in one V2 request
 Floats = NDArray[np.float32]
 
@@ -189,6 +190,8 @@ def load(bundle: Bundle, settings: ServiceSettings) -> PointcloudPredictor:
     graphs: dict[Any, OnnxSession] = {}
     for name, (inputs, outputs) in _GRAPHS.items():
         file = f"{name}.onnx"
+        if name == "decoder" and settings.precision == "int8" and INT8_DECODER in bundle.manifest.files:
+            file = INT8_DECODER
         if file not in bundle.manifest.files and name not in ("encoder", "decoder"):
             continue
         session = OnnxSession(bundle.path(file), device=settings.device)
