@@ -29,7 +29,8 @@ from services.pointcloud.single_view import SingleView, Views, as_input, train_e
 LEVERS: Mapping[str, Sequence[float]] = {"cluster size": (1, 8, 35), "yaw range": (0.0, 90.0, 360.0)}
 FIXED_SPREAD, FIXED_YAW = 8, 45.0
 WIDEST = 35  # the largest cluster; WIDEST steps from either end meet in the middle
-TRAINING_SHAPES, TEST_SHAPES, POINTS = 70, 36, 256
+SIZES = (70, 36)  # training and test shapes
+POINTS = 256
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,10 @@ def interpolated(share: float, points: int = POINTS) -> NDArray[np.float32]:
     return ((1 - share) * cube + share * sphere).astype(np.float32)
 
 
-def training_shares(spread: int, random: np.random.Generator) -> NDArray[np.float64]:
-    """Which shapes (TRAINING_SHAPES,) a training set holds: `spread` different ones at each end, equally often."""
-    step = 0.5 * random.integers(0, spread, TRAINING_SHAPES) / WIDEST
-    return np.where(np.arange(TRAINING_SHAPES) % 2 == 0, step, 1 - step)
+def training_shares(spread: int, count: int, random: np.random.Generator) -> NDArray[np.float64]:
+    """Which shapes (count,) a training set holds: `spread` different ones at each end, equally often."""
+    step = 0.5 * random.integers(0, spread, count) / WIDEST
+    return np.where(np.arange(count) % 2 == 0, step, 1 - step)
 
 
 def experiment(
@@ -62,6 +63,7 @@ def experiment(
     seeds: Sequence[int] = (0, 1, 2),
     epochs: int = 60,
     levers: Mapping[str, Sequence[float]] = LEVERS,
+    sizes: tuple[int, int] = SIZES,
 ) -> str:
     """A table and `dispersion.png`; settings that `dispersion.json` has already are not run again."""
     path = out / "dispersion.json"
@@ -76,7 +78,7 @@ def experiment(
                     continue
                 spread = int(value) if lever == "cluster size" else FIXED_SPREAD
                 yaw = value if lever == "yaw range" else FIXED_YAW
-                known.append(Setting(lever, value, seed, run(spread, yaw, seed, epochs)))
+                known.append(Setting(lever, value, seed, run(spread, yaw, seed, epochs, sizes)))
                 path.write_text(json.dumps([asdict(item) for item in known]))
     panels: dict[str, dict[str, dict[float, list[float]]]] = {}
     lines = [
@@ -101,12 +103,12 @@ def experiment(
     return "\n".join(lines)
 
 
-def run(spread: int, yaw: float, seed: int, epochs: int) -> Evidence:
+def run(spread: int, yaw: float, seed: int, epochs: int, sizes: tuple[int, int] = SIZES) -> Evidence:
     """Train on one setting, predict pictures of every shape, and examine."""
     torch.manual_seed(seed)
     random = np.random.default_rng([seed, spread, int(yaw)])
-    training = _shapes(training_shares(spread, random))
-    test = _shapes(np.linspace(0, 1, TEST_SHAPES))
+    training = _shapes(training_shares(spread, sizes[0], random))
+    test = _shapes(np.linspace(0, 1, sizes[1]))
     config = TrainConfig(
         image_size=32, single_view="psgn", bottleneck=128, width=8, single_view_points=POINTS, batch_size=4,
         single_view_epochs=epochs, seed=seed,

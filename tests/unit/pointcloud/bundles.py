@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from services.pointcloud.calibration import FILE, Calibration, Source, Views
-from services.pointcloud.export import Classifier, _write, export_onnx, export_view
+from services.pointcloud.classifier import Classifier
+from services.pointcloud.export import _write, export_onnx, export_view
 from services.pointcloud.model import CODEWORD, Autoencoder
 from services.pointcloud.single_view import SingleView
 from shared.bundles import TensorSpec, write_manifest

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from services.pointcloud import benchmark
+from services.pointcloud.classifier import fit_classifier
 from services.pointcloud.datasets import Shapes, load_shapes
 from services.pointcloud.evaluate import (
     accuracy,
@@ -16,7 +17,6 @@ from services.pointcloud.evaluate import (
     nearest_shape_errors,
     reconstruction_errors,
 )
-from services.pointcloud.export import fit_classifier
 from services.pointcloud.model import Autoencoder
 from tests.unit.pointcloud.shapes import cloud, write_set
 

@@ -128,17 +128,17 @@ def test_shapes_between_cube_and_sphere():
     np.testing.assert_allclose(np.linalg.norm(ball, axis=1), 1 / np.sqrt(3), rtol=1e-5)
     np.testing.assert_allclose(interpolated(0.5), (cube + ball) / 2, atol=1e-6)
     random = np.random.default_rng(0)
-    assert set(training_shares(1, random)) == {0.0, 1.0}
-    wide = training_shares(35, random)
+    assert set(training_shares(1, 70, random)) == {0.0, 1.0}
+    wide = training_shares(35, 70, random)
     assert wide[::2].max() < 0.5 < wide[1::2].min()
 
 
 def test_the_experiment_goes_on_where_it_stopped(tmp_path):
     levers = {"cluster size": (1,), "yaw range": (90.0,)}
-    table = experiment(tmp_path, seeds=(0,), epochs=1, levers=levers)
+    table = experiment(tmp_path, seeds=(0,), epochs=1, levers=levers, sizes=(12, 8))
     assert (tmp_path / "dispersion.png").stat().st_size > 5000
     assert table.count("\n") == 3
     kept = (tmp_path / "dispersion.json").read_bytes()
-    assert experiment(tmp_path, seeds=(0,), epochs=1, levers=levers) == table
+    assert experiment(tmp_path, seeds=(0,), epochs=1, levers=levers, sizes=(12, 8)) == table
     assert (tmp_path / "dispersion.json").read_bytes() == kept
     assert Evidence(**json.loads(kept)[0]["evidence"]).input_shapes == 0  # a cluster of one shape at each end

@@ -152,11 +152,11 @@ def test_a_data_set_without_classes_makes_a_bundle_without_classifier(tmp_path):
     bundle = Bundle.open(
         train(SMALL.model_copy(update={"decoder": "dense"}), tmp_path / "set.npz", LocalContext(tmp_path))
     )
-    assert set(bundle.manifest.graphs) == {"encoder", "decoder", "decoder_int8"}
+    assert set(bundle.manifest.graphs) == {"encoder", "decoder"}
     calibration = load_calibration(bundle.path(FILE))
     assert calibration.labels == ()
     assert calibration.source is None
-    assert set(bundle.manifest.metrics) == {"chamfer", "chamfer_int8"}
+    assert set(bundle.manifest.metrics) == {"chamfer"}
 
 
 def test_drawn_surfaces_stay_on_the_surface_and_differ():
