@@ -70,19 +70,20 @@ def largest(first_N3: Floats, second_M3: Floats) -> float:
 def measure(predictor: PointcloudPredictor, clouds: list[Floats], points: int) -> list[dict[str, Any]]:
     """A row a codec: mean bytes, and mean distances with their 95 % intervals over the shapes."""
     rows: list[dict[str, Any]] = []
+    read: list[tuple[Cloud, Floats]] = []
+    for points_N3 in clouds:
+        unit = normalise(points_N3[:points])
+        held_out = ((points_N3[points:] - unit.centre_3) / unit.scale).astype(np.float32)
+        read.append((Cloud(*local_features(unit.points_N3), unit.centre_3, unit.scale), held_out))
     for name, coder in coders(predictor).items():
         sizes: list[int] = []
         same: list[float] = []
         other: list[float] = []
         begun = time.process_time()
-        for points_N3 in clouds:
-            unit = normalise(points_N3[:points])
-            features, neighbours = local_features(unit.points_N3)
-            cloud = Cloud(features, neighbours, unit.centre_3, unit.scale)
+        for cloud, held_out in read:
             size, decoded = coder(cloud)
-            held_out = ((points_N3[points:] - unit.centre_3) / unit.scale).astype(np.float32)
             sizes.append(size)
-            same.append(largest(unit.points_N3, decoded))
+            same.append(largest(cloud.unit_N3, decoded))
             other.append(largest(held_out, decoded) if len(held_out) else np.nan)
         rows.append(
             {
