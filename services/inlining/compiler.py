@@ -1,8 +1,8 @@
-"""The fork server that holds llvmlite, and what its children do: one task each, without rights.
+"""The fork server of the sandbox, and what its children do: one task each, without rights.
 
-Run as `python -m services.inlining.compiler FD` by sandbox.py; FD is a socket on which orders come. A child's folder is
-the only thing it finds in the file system where the kernel lets us have that; it has no network, and limits on address
-space, CPU time, file size and time.
+Run as `python -m services.inlining.compiler FD` by sandbox.py; FD is a socket on which orders come. A child reads and
+writes its own folder and reads what the ziglang package holds, and nothing else (Landlock; where the kernel has none, a
+change of root for all but C source); it has no network, and limits on address space, CPU time, file size and time.
 """
 
 from __future__ import annotations
@@ -15,16 +15,24 @@ import resource
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
+import ziglang
 
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
-_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+from services.inlining.assembly import annotate, facts, locate
+
 GRACE_SECONDS = 2.0  # a child that outlives its alarm is killed after it
+_ZIG = Path(ziglang.__file__).parent
+_ZIG_OPEN = "FOURFOLD_ZIG"
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+_PR_SET_NO_NEW_PRIVS = 38
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def serve(orders: socket.socket) -> None:
@@ -42,8 +50,9 @@ def serve(orders: socket.socket) -> None:
                 pid, status, _ = children.pop(descriptor)
                 poller.unregister(descriptor)
                 os.close(descriptor)
-                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                _tell(status, {"code": code})
+                _, ended, used = os.wait4(pid, 0)
+                code = os.waitstatus_to_exitcode(ended)
+                _tell(status, {"code": code, "cpu_seconds": used.ru_utime + used.ru_stime})
                 os.close(status)
                 continue
             length, descriptors, _, _ = socket.recv_fds(orders, 4, 4)
@@ -81,8 +90,9 @@ def _tell(status: int, words: Mapping[str, Any]) -> None:
 
 
 def _kill(pid: int) -> None:
+    # Every child leads a process group: clang may have children of its own.
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _child(order: Mapping[str, Any], given: int, result: int, messages: int) -> None:
@@ -91,12 +101,11 @@ def _child(order: Mapping[str, Any], given: int, result: int, messages: int) -> 
     try:
         os.setsid()
         os.dup2(messages, 2)
-        size = os.fstat(given).st_size
-        data = os.pread(given, size, 0)
-        while len(data) < size:
-            data += os.pread(given, size - len(data), len(data))
+        data = bytearray()
+        while chunk := os.pread(given, 1 << 24, len(data)):
+            data += chunk
         _give_up_rights(order)
-        out = TASKS[order["task"]](order, data)
+        out = TASKS[order["task"]](order, bytes(data))
         view = memoryview(out)
         offset = 0
         while offset < len(view):
@@ -105,17 +114,21 @@ def _child(order: Mapping[str, Any], given: int, result: int, messages: int) -> 
     except MemoryError:
         os.write(2, b"\nMemoryError\n")
     except BaseException as error:
-        os.write(2, f"\n{error}\n".encode())
+        os.write(2, f"\nerror: {error}\n".encode())
     finally:
         os._exit(code)
+
+
+# -- rights
 
 
 def _give_up_rights(order: Mapping[str, Any]) -> None:
     limits = order["limits"]
     os.chdir(order["folder"])
-    with contextlib.suppress(OSError):  # root, or in a user namespace of ours; elsewhere the rest has to do
-        os.chroot(".")
-    ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if not _landlock() and not order.get("headers"):
+        with contextlib.suppress(OSError):  # root, or in a user namespace of ours; elsewhere the rest has to do
+            os.chroot(".")
     _limit(resource.RLIMIT_AS, limits["memory_bytes"])
     _limit(resource.RLIMIT_CPU, limits["cpu_seconds"])
     _limit(resource.RLIMIT_FSIZE, limits["file_bytes"])
@@ -131,51 +144,87 @@ def _limit(what: int, value: int) -> None:
     resource.setrlimit(what, (value, value))
 
 
+# Landlock (Linux 5.13 on): numbers of its calls and rights, from linux/landlock.h.
+_CREATE, _ADD, _RESTRICT = 444, 445, 446
+_EXECUTE, _READ_FILE, _READ_DIR = 1, 4, 8
+_FILE_RIGHTS = ((1, 0x1FFF), (2, 0x3FFF), (3, 0x7FFF))  # all that an ABI from this version on handles
+_TCP_ABI, _TCP_RIGHTS = 4, 3
+
+
+def _landlock() -> bool:
+    """Leave this process the current folder, and the ziglang package for reading; False where there is no Landlock."""
+    abi = _LIBC.syscall(_CREATE, None, 0, 1)
+    if abi < 1:
+        return False
+    handled = max(rights for least, rights in _FILE_RIGHTS if abi >= least)
+    rules = struct.pack("<QQ", handled, _TCP_RIGHTS) if abi >= _TCP_ABI else struct.pack("<Q", handled)
+    ruleset = _LIBC.syscall(_CREATE, rules, len(rules), 0)
+    if ruleset < 0:
+        return False
+    for folder, rights in ((".", handled), (str(_ZIG), _EXECUTE | _READ_FILE | _READ_DIR)):
+        place = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+        _LIBC.syscall(_ADD, ruleset, 1, struct.pack("<Qi", rights, place), 0)
+        os.close(place)
+    done = _LIBC.syscall(_RESTRICT, ruleset, 0)
+    os.close(ruleset)
+    return done == 0
+
+
 # -- tasks, each in a child of its own
+
+
+def _clang(order: Mapping[str, Any], _: bytes) -> bytes:
+    """Becomes the ziglang package's clang, under `arguments`; its files are in the child's folder."""
+    os.dup2(os.open("output", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), 1)
+    # By descriptor: after a change of root there is no path to it.
+    os.execve(int(os.environ[_ZIG_OPEN]), ["zig", "clang", *order["arguments"]], {"TMPDIR": ".", "HOME": "."})  # noqa: S606
+
+
+def _inspect(_: Mapping[str, Any], data: bytes) -> bytes:
+    """Any module → its `facts` as JSON, a newline, and its text, which has a place at every call."""
+    # Without the order of use lists the same module compiles to another size.
+    llvm.set_option("fourfold", "-preserve-ll-uselistorder")
+    module = _parsed(data)
+    if not module.triple.startswith("x86_64-") or "linux" not in module.triple:
+        raise ValueError(f"The module is for {module.triple or 'no target'}; those for x86_64 Linux are taken.")
+    text = str(module)
+    found = facts(text)
+    if not found["located"]:
+        text = locate(text)
+        module = llvm.parse_assembly(text)
+        module.verify()
+        text = str(module)
+        found = {**facts(text), "located": False}
+    return json.dumps(found).encode() + b"\n" + text.encode()
 
 
 def _parsed(data: bytes) -> llvm.ModuleRef:
     if data[:4] in (b"BC\xc0\xde", b"\xde\xc0\x17\x0b"):
-        return llvm.parse_bitcode(data)
-    module = llvm.parse_assembly(data.decode())
+        module = llvm.parse_bitcode(data)
+    else:
+        module = llvm.parse_assembly(data.decode())
     module.verify()
     return module
 
 
-def _compile(order: Mapping[str, Any], data: bytes) -> bytes:
-    """Bitcode or textual IR → an object file, after the default pipeline under `options`."""
-    # Options before the module: one of them says how textual IR is written.
-    for option in order["options"]:
-        llvm.set_option("fourfold", option)
-    module = _parsed(data)
-    machine = _machine(module)
-    tuning = llvm.create_pipeline_tuning_options(speed_level=order["level"])
-    small = bool(order["small"])
-    tuning.loop_vectorization = order["level"] > 1 and not small  # as clang sets them at -Oz and -O3
-    tuning.slp_vectorization = order["level"] > 1
-    tuning.loop_interleaving = order["level"] > 1
-    builder = llvm.create_pass_builder(machine, tuning)
-    builder.getModulePassManager().run(module, builder)
-    return machine.emit_object(module)
+def _annotate(order: Mapping[str, Any], data: bytes) -> bytes:
+    """Textual IR → the number of calls marked, a newline, and the text with them."""
+    wanted = {(caller, callee, line, column): bool(inline) for caller, callee, line, column, inline in order["wanted"]}
+    text, count = annotate(data.decode(), wanted)
+    llvm.parse_assembly(text).verify()
+    return f"{count}\n{text}".encode()
 
 
-def _machine(module: llvm.ModuleRef) -> llvm.TargetMachine:
-    return llvm.Target.from_triple(module.triple).create_target_machine(opt=2, reloc="pic", codemodel="default")
-
-
-TASKS = {"compile": _compile}
+TASKS = {"clang": _clang, "inspect": _inspect, "annotate": _annotate}
 
 
 def main() -> None:
     """The server's life."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNET) != 0:
-        libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)  # without rights; where neither is allowed, the limits remain
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    llvm.initialize_native_asmparser()
+    if _LIBC.unshare(_CLONE_NEWNET) != 0:
+        _LIBC.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)  # without rights; where neither is allowed, Landlock remains
+    os.environ[_ZIG_OPEN] = str(os.open(_ZIG / "zig", os.O_RDONLY | os.O_CLOEXEC))
     serve(socket.socket(fileno=int(sys.argv[1])))
 
 

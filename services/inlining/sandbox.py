@@ -60,6 +60,7 @@ class Output:
 
     data: bytes
     messages: str  # its standard error
+    cpu_seconds: float
 
 
 class Sandbox:
@@ -105,7 +106,7 @@ class Sandbox:
                 raise
             text = _content(messages, MESSAGE_BYTES).decode("utf-8", "replace")
             _judge(status, text)
-            return Output(_content(result, limits.file_bytes), text)
+            return Output(_content(result, limits.file_bytes), text, float(status["cpu_seconds"]))
         finally:
             for descriptor in (given, result, messages, status_read, status_write):
                 if descriptor >= 0:
@@ -180,27 +181,27 @@ class Sandbox:
 
 def _judge(status: Mapping[str, Any], text: str) -> None:
     code = int(status["code"])
-    last = next((line for line in reversed(text.strip().splitlines()) if line.strip()), "")[:500]
     if code == 0:
         return
-    if code < 0:
-        number = -code
-        if number in (signal.SIGXCPU, signal.SIGALRM, signal.SIGKILL):
-            raise LimitExceeded("It took more CPU time, or more time, than a compile is given.")
-        if number == signal.SIGXFSZ:
-            raise LimitExceeded("It made a larger file than is allowed.")
-        if "out of memory" in text.lower() or "bad_alloc" in text:
-            raise LimitExceeded("It took more memory than a compile is given.")
-        raise CompilerCrashed(f"LLVM ended with the signal {signal.Signals(number).name}; the input may be damaged.")
-    if "MemoryError" in text or "out of memory" in text.lower():
+    number = -code if code < 0 else code - 128
+    low = text.lower()
+    if number in (signal.SIGXCPU, signal.SIGALRM, signal.SIGKILL):
+        raise LimitExceeded("It took more CPU time, or more time, than a compile is given.")
+    if number == signal.SIGXFSZ or "file too large" in low:
+        raise LimitExceeded("It made a larger file than is allowed.")
+    if "out of memory" in low or "bad_alloc" in low or "memoryerror" in low:
         raise LimitExceeded("It took more memory than a compile is given.")
-    raise CompilerRefused(last or f"The compiler ended with the status {code}.")
+    if number > 0 or "stack dump" in low or "llvm error" in low:
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"status {code}"
+        raise CompilerCrashed(f"The compiler ended with {name}; the input may be damaged.")
+    words = [line for line in text.splitlines() if "error: " in line]
+    raise CompilerRefused(words[0].strip()[:500] if words else f"The compiler ended with the status {code}.")
 
 
 def _kill(pid: int) -> None:
     try:
-        if pid > 0:
-            os.kill(pid, signal.SIGKILL)
+        if pid > 1:
+            os.killpg(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         return
 
