@@ -49,6 +49,7 @@ SKIPPED = re.compile(
 LEAST_FILE, MOST_FILE = 2_000, 700_000  # bytes of a source; the amalgamations are named in LARGE
 LARGE = {"sqlite3.c"}
 MOST_TRIES, MOST_MODULES, MOST_CALLS = 40, 8, 3_000  # of one program
+MOST_BYTES = 150_000  # bitcode of one program that is used, or its smallest module: a compile has to be cheap
 LEAST_CALLS, LEAST_CALLS_PROGRAM = 5, 20  # call sites of functions that the module defines
 COPY = 0.4  # a module that shares this part of its functions with another program is a copy
 SPLIT_BOUNDS = ((0.6, "train"), (0.75, "validation"), (1.0, "test"))
@@ -285,7 +286,14 @@ def _compile_all(package: Package, root: Path, target: Path, record: dict[str, A
         digest = hashlib.sha256(bitcode).hexdigest()
         shown = str(source.relative_to(root))
         record["modules"].append(
-            {"file": output.name, "source": shown, "sha256": digest, "calls": found, "functions": names}
+            {
+                "file": output.name,
+                "source": shown,
+                "sha256": digest,
+                "bytes": len(bitcode),
+                "calls": found,
+                "functions": names,
+            }
         )
         calls += found
         if len(record["modules"]) == MOST_MODULES or calls >= MOST_CALLS:
@@ -307,9 +315,21 @@ def without_copies(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for module in modules:
             for name in module["functions"]:
                 seen.setdefault(name, record["program"])
+        modules = _affordable(modules)
         if sum(module["calls"] for module in modules) >= LEAST_CALLS_PROGRAM:
             kept.append({**record, "modules": modules, "copies": len(record["modules"]) - len(modules)})
     return sorted(kept, key=lambda item: item["program"])
+
+
+def _affordable(modules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those with the most call sites a byte, while they fit; the smallest where none does."""
+    chosen: list[dict[str, Any]] = []
+    used = 0
+    for module in sorted(modules, key=lambda item: item["calls"] / item["bytes"], reverse=True):
+        if used + module["bytes"] <= MOST_BYTES:
+            chosen.append(module)
+            used += module["bytes"]
+    return chosen or sorted(modules, key=lambda item: item["bytes"])[:1]
 
 
 def assemble(records: list[dict[str, Any]], out: Path) -> dict[str, Any]:
