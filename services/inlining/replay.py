@@ -59,7 +59,8 @@ class Places:
         start = self.functions.get(owner)
         if start is None:
             return f"{caller}:{line}:{column}"
-        return f"{start['name']}:{line - start['line']}:{column}"
+        # LLVM counts without a sign: what the optimiser gave no line (0) is four thousand million lines below.
+        return f"{start['name']}:{(line - start['line']) % 2**32}:{column}"
 
     def name(self, function: str) -> str:
         """What places call the function."""
@@ -93,8 +94,10 @@ def decisions_from_remarks(text: str, places: Places) -> list[Decision]:
         head = {key: value for args, key, value in fields if not args and not value.startswith("{")}
         said = "".join(value for args, _, value in fields if args)
         callee = next((value for args, key, value in fields if args and key == "Callee"), None)
-        if callee is None or any(words in said for words in _NOT_ASKED):
-            continue  # such as the advisor's word that the module has grown too much
+        if callee is None:
+            continue  # the advisor's word that the module has grown too much
+        if "previously" not in said and any(words in said for words in _NOT_ASKED):
+            continue  # a replay file's decisions alone are said to cost always or never
         inlined = kind == "Passed"
         if head["Pass"] == "inline-ml":
             row += 1
