@@ -130,6 +130,14 @@ class Client:
         """See AsyncClient.score_graph."""
         return self._run(self._inner.score_graph(dataset, config))
 
+    def advise(self, module: str | Path, *, flags: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+        """See AsyncClient.advise."""
+        return self._run(self._inner.advise(module, flags=flags, **options))
+
+    def tune(self, dataset: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
+        """See AsyncClient.tune."""
+        return self._run(self._inner.tune(dataset, config))
+
     def models(self) -> list[dict[str, Any]]:
         return self._run(self._inner.models())
 

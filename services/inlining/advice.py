@@ -1,7 +1,7 @@
 """Advice on a module: stock and every candidate are compiled, and what wins is what was measured.
 
-A candidate is a set of decisions: stock's own under another threshold, or the policy's, greedy or sampled. It counts with
-the size that its replay file yields, since that is what the user will apply. Ties go to stock.
+A candidate is a set of decisions: stock's own under another threshold, or the policy's, greedy or sampled. It counts
+with the size that its replay file yields, since that is what the user will apply. Ties go to stock.
 """
 
 from __future__ import annotations
@@ -173,7 +173,9 @@ def _seen(candidates: Sequence[Candidate], winner: Candidate | None) -> dict[Sit
     return found
 
 
-def annotated(module: Module, advice: Advice, *, level: Level = "z", limits: Limits | None = None) -> tuple[str, int, Compiled]:
+def annotated(
+    module: Module, advice: Advice, *, level: Level = "z", limits: Limits | None = None
+) -> tuple[str, int, Compiled]:
     """The module's IR with calls marked where the advice differs from stock; marks made; and what it compiles to.
 
     A call that was inlined into several places may be decided differently in each; it is marked where they agree.

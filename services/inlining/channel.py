@@ -14,13 +14,15 @@ import select
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from services.inlining.features import DEFAULT, FEATURES, WIDTH
 
-Decide = Callable[[NDArray[np.int64]], int]
+if TYPE_CHECKING:  # NumPy is loaded once the compiler runs: in the wrapper that takes no time then
+    import numpy as np
+    from numpy.typing import NDArray
+
+Decide = Callable[["NDArray[np.int64]"], int]
 _REPLIES = (bytes(8), (1).to_bytes(8, "little"))
 _READ = 1 << 16
 
@@ -30,21 +32,21 @@ class ChannelBroken(Exception):
 
 
 class Channel:
-    """The two FIFOs below `folder`; use it with `with`."""
+    """The two FIFOs in `folder`, which the compiler finds as `base`; use it with `with`."""
 
-    def __init__(self, folder: Path, name: str = "channel") -> None:
+    def __init__(self, folder: Path, base: str = "channel") -> None:
         self.options = (
             "-enable-ml-inliner=release",
-            f"-inliner-interactive-channel-base={name}",
+            f"-inliner-interactive-channel-base={base}",
             "-inliner-interactive-include-default",
         )
-        inbound, self._outbound = folder / f"{name}.in", folder / f"{name}.out"
+        inbound, outbound = folder / "channel.in", folder / "channel.out"
         os.mkfifo(inbound, 0o600)
-        os.mkfifo(self._outbound, 0o600)
+        os.mkfifo(outbound, 0o600)
         # Neither end waits for the other: held for both directions, and not blocking. The plain way, writing end first,
         # hangs for ever when the compiler ends before it opens its side.
         self._write = os.open(inbound, os.O_RDWR | os.O_CLOEXEC)
-        self._read = os.open(self._outbound, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._read = os.open(outbound, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def __enter__(self) -> Channel:
         return self
@@ -58,6 +60,8 @@ class Channel:
 
         `ended` is a file descriptor that becomes readable when the compiler is gone.
         """
+        import numpy as np
+
         poller = select.poll()
         poller.register(self._read, select.POLLIN)
         poller.register(ended, select.POLLIN)
@@ -106,6 +110,8 @@ class Channel:
 
 def _layout(header: bytes) -> tuple[NDArray[np.intp] | None, int]:
     """Where our features are in a row of the stream (None: as ours are), and a row's bytes."""
+    import numpy as np
+
     try:
         names = [item["name"] for item in json.loads(header)["features"]]
         columns = [names.index(name) for name in (*FEATURES, DEFAULT)]

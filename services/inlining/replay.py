@@ -1,9 +1,9 @@
 """Call sites by name, from what the compiler says, and the replay file that makes stock LLVM decide as told.
 
-A site is its callee and its place: `f:3:9` is line 3 (counted from f's first) and column 9 of f; `g:1:5 @ f:3:9` is what
-was g's call, after g was inlined into f there. That is LLVM's own key, so one decision holds for every copy of a site.
-LLVM says the whole place only of what it inlined; of the rest it says the innermost, and the others follow from what was
-inlined before.
+A site is its callee and its place: `f:3:9` is line 3 (counted from f's first) and column 9 of f; `g:1:5 @ f:3:9` is
+what was g's call, after g was inlined into f there. That is LLVM's own key, so one decision holds for every copy of a
+site. LLVM says the whole place only of what it inlined; of the rest it says the innermost, and the others follow from
+what was inlined before.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def replay_lines(decisions: Mapping[Site, bool]) -> str:
 
 def read_replay(text: str) -> dict[Site, bool]:
     """The decisions of a replay file; lines of another form are left out."""
-    return {site: inlined for site, inlined in _replayed(text.splitlines())}
+    return dict(_replayed(text.splitlines()))
 
 
 def _replayed(lines: Iterable[str]) -> Iterator[tuple[Site, bool]]:

@@ -107,13 +107,15 @@ def tune(
         random = np.random.default_rng([seed, search.spent])
         moves = _choose(base, search, random)
         if moves:
-            better = _step(base, moves, compiled)
+            better, wanted = _step(base, search.base, moves, compiled)
             search.tried.update(moves if len(moves) == 1 else ())
         else:
             # Nothing is left to turn: on from the best with some decisions turned at random.
-            better = compiled({**search.best, **_kick(search.best, random)})
+            wanted = {**search.best, **_kick(search.best, random)}
+            better = compiled(wanted)
         if better is not None:
-            base, search.base, search.failures = better, as_mapping(better.decisions), 0
+            # What was asked for, not what the compile says of itself: the former alone yields this size again.
+            base, search.base, search.failures = better, wanted, 0
             search.tried.clear()
             if better.text < search.best_text:
                 search.best, search.best_text = search.base, better.text
@@ -160,22 +162,30 @@ def _choose(base: Compiled, search: Search, random: np.random.Generator) -> dict
 
 
 def _step(
-    base: Compiled, moves: Mapping[str, Move], compiled: Callable[[Mapping[Site, bool]], Compiled | None]
-) -> Compiled | None:
-    """A compile smaller than the base: of all moves, or of those that made their own functions smaller; or None."""
-    before = as_mapping(base.decisions)
+    base: Compiled,
+    before: dict[Site, bool],
+    moves: Mapping[str, Move],
+    compiled: Callable[[Mapping[Site, bool]], Compiled | None],
+) -> tuple[Compiled | None, dict[Site, bool]]:
+    """A compile smaller than the base with the decisions it was of: all moves, or those that made their own functions
+    smaller; or None."""
 
-    def together(names: Iterable[str]) -> Compiled | None:
-        return compiled({**before, **{site: inline for name in names for site, inline in moves[name].items()}})
+    def together(names: Iterable[str]) -> dict[Site, bool]:
+        return {**before, **{site: inline for name in names for site, inline in moves[name].items()}}
 
-    trial = together(moves)
+    wanted = together(moves)
+    trial = compiled(wanted)
     if trial is None:
-        return None
+        return None, before
     callers = {decision.site: decision.caller for decision in base.decisions}
     helped = [name for name, move in moves.items() if _saved(base, trial, move, callers) > 0]
-    again = together(helped) if 0 < len(helped) < len(moves) else None
-    smaller = [one for one in (trial, again) if one is not None and one.text < base.text]
-    return min(smaller, key=lambda one: one.text, default=None)
+    found = [(trial, wanted)]
+    if 0 < len(helped) < len(moves):
+        wanted = together(helped)
+        again = compiled(wanted)
+        found += [(again, wanted)] if again is not None else []
+    best, wanted = min(found, key=lambda one: one[0].text)
+    return (best, wanted) if best.text < base.text else (None, before)
 
 
 def _saved(base: Compiled, trial: Compiled, move: Move, callers: Mapping[Site, str]) -> int:

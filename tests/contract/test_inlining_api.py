@@ -119,7 +119,7 @@ async def test_headers_and_flags_of_the_source(advise):
         ('#define WHAT "/etc/hostname"\n#include WHAT\n', "include-refused", {}),
         ('char x[] = {\n#embed "/etc/passwd"\n};', "include-refused", {}),
         ('__asm__(".incbin \\"/etc/passwd\\"");', "include-refused", {}),
-        ('__asm__(".inc" "bin \\"/etc/passwd\\"");', "unsafe-assembly", {}),
+        ('__asm__(".inc" "bin \\"/etc/passwd\\"");', "source-invalid", {}),
         ('int f(void) { __asm__(".byte 1"); return 0; }', "unsafe-assembly", {}),
         ("int f(", "source-invalid", {}),
         ("int f;", "flag-refused", {"flags": ["-fplugin=/tmp/evil.so"]}),
