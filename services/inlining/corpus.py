@@ -3,8 +3,8 @@
     python -m services.inlining.corpus --out DIR [--only NAME …] [--add NAME=FOLDER …] [--processes 2]
 
 `programs.csv` lists the packages. Each is fetched by name with the ordinary client of its registry (`apt-get source`,
-`pip download`, `npm pack`), unpacked, configured where it has a `configure`, and its largest sources are compiled one by
-one by the ziglang package's clang, with that package's headers, as `clang -Oz` would have them before any optimisation.
+`pip download`, `npm pack`), unpacked, configured where it has a `configure`, and its largest sources are compiled one
+by one by the ziglang package's clang, with that package's headers, as `clang -Oz` has them before any optimisation.
 A source that does not compile is counted and left. A module most of whose functions another program has already is a
 copy, and left as well. A program that is in DIR already is not built again.
 """

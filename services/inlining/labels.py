@@ -2,7 +2,7 @@
 
 Each compile turns some decisions round, at random. A function whose size changed is put down to the one turned decision
 that can have changed it: one of its own call sites, of what was inlined into it, or of what it calls. Where two could
-have, neither is counted. This is the local search of `tune` (after Theodoridis and others, 2022) with many sites at once.
+have, neither is counted. These are the steps of `tune` (local search, Theodoridis and others, 2022), many at once.
 
 Shapes: N labels, F features.
 """
@@ -57,7 +57,9 @@ def measure(module: Module, base: Compiled, policy: Decide, runs: int, seed: Seq
             return policy(features_F) ^ turned[-1]
 
         compiled = compile_module(module.code, decide=decide, places=module.places)
-        flips = [decision for decision in compiled.decisions if 0 <= decision.row < len(turned) and turned[decision.row]]
+        flips = [
+            decision for decision in compiled.decisions if 0 <= decision.row < len(turned) and turned[decision.row]
+        ]
         for decision, change in attribute(base, compiled, flips):
             features.append(compiled.features_SF[decision.row])
             worth.append(change if decision.inlined else -change)

@@ -6,6 +6,8 @@ graph takes the channel's numbers as they come.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -31,7 +33,7 @@ class PolicyNet(nn.Module):
         super().__init__()
         self.register_buffer("quantiles_FQ", torch.from_numpy(quantiles_FQ))
         widths = [3 * len(quantiles_FQ), *HIDDEN, 1]
-        for number, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+        for number, (inputs, outputs) in enumerate(pairwise(widths)):
             self.add_module(f"layer{number}", nn.Linear(inputs, outputs))
 
     def inputs(self, features_BF: Tensor) -> Tensor:

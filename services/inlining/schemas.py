@@ -13,10 +13,6 @@ Goal = Literal["size", "speed"]
 Artefact = Literal["replay", "annotated-ir", "object"]
 
 
-class TrainConfig(RecipeConfig):
-    """How a policy is trained."""
-
-
 class TuneConfig(RecipeConfig):
     """How decisions are searched for."""
 
