@@ -45,9 +45,7 @@ _ERRORS = (
 
 
 @router.post("/advice", response_model=AdviceResponse, responses=problem_responses(*_ERRORS))
-async def advice(
-    asked: AdviceRequest, request: Request, host: Annotated[ModelHost, Depends(host_of)]
-) -> Response:
+async def advice(asked: AdviceRequest, request: Request, host: Annotated[ModelHost, Depends(host_of)]) -> Response:
     """Advise on a module: a decision for every call site, measured against stock, and never worse than it."""
     if len(_waiting) >= AT_ONCE + MOST_WAITING:
         raise Overloaded(f"{MOST_WAITING} modules wait for the compiler already.", retry_after=5)

@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 _REMARK = re.compile(r"^--- !(\w+)\n(.*?)^\.\.\.$", re.MULTILINE | re.DOTALL)
@@ -21,6 +22,9 @@ _PLACE = re.compile(r"File: (?P<file>.*), Line: (?P<line>\d+), Column: (?P<colum
 _AT = re.compile(r" at callsite (?P<place>.*?);")
 # Not decided by an advisor: no definition to inline, or an attribute that says yes or no.
 _NOT_ASKED = ("definition is unavailable", "cost=never", "cost=always")
+
+
+DEPTH, MOST_COPIES = 4, 200  # how far a call that nothing announced is looked for
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class _Tracker:
         self._places = places
         self._left: dict[str, list[tuple[str, str]]] = defaultdict(list)  # function → (callee, place) not inlined
         self._waiting: dict[str, list[tuple[str, str]]] = defaultdict(list)  # function → those that inlining brought
+        self._asked: dict[str, set[str]] = defaultdict(set)  # function → places of its calls so far
         self._inlined: dict[str, list[tuple[str, str]]] = defaultdict(list)  # function → (callee, place) inlined
 
     def decision(
@@ -147,6 +152,7 @@ class _Tracker:
             )
         if place is None:
             place = self._guess(caller, innermost)
+        self._asked[caller].add(place)
         if (callee, place) in waiting:
             waiting.remove((callee, place))
         if inlined:
@@ -157,14 +163,26 @@ class _Tracker:
         return Decision(Site(callee, place), caller, inlined, row, line, column, file)
 
     def _guess(self, caller: str, innermost: str) -> str:
-        """The place of a call that nothing announced: the function's own, or of the last inlined that has it."""
+        """The place of a call that nothing announced: the function's own, or of the first inlined that has it and
+        whose copy of it was not asked about yet."""
         owner = innermost.rsplit(":", 2)[0]
         if owner == self._places.name(caller):
             return innermost
-        for callee, place in reversed(self._inlined[caller]):
+        found = innermost
+        for copy in islice(self._copies(caller, owner, DEPTH), MOST_COPIES):
+            found = f"{innermost} @ {copy}"
+            if found not in self._asked[caller]:
+                break
+        return found
+
+    def _copies(self, caller: str, owner: str, depth: int) -> Iterator[str]:
+        """Where the function that places call `owner` was inlined into the caller, straight or within another."""
+        for callee, place in self._inlined[caller]:
             if self._places.name(callee) == owner:
-                return f"{innermost} @ {place}"
-        return innermost
+                yield place
+            if depth:
+                for inner in self._copies(callee, owner, depth - 1):
+                    yield f"{inner} @ {place}"
 
 
 def replay_lines(decisions: Mapping[Site, bool]) -> str:

@@ -1,7 +1,7 @@
 """Text sizes of an ELF object: machine code in all, and of each function.
 
-Read by hand, since the wrapper does it for every file of a build: the tables' layout alone is needed, and pyelftools takes
-longer to load than clang to compile a small file.
+Read by hand, since the wrapper does it for every file of a build: the tables' layout alone is needed, and pyelftools
+takes longer to load than clang to compile a small file.
 """
 
 from __future__ import annotations

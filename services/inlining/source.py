@@ -46,7 +46,9 @@ _ALLOWED = re.compile(
     r"|-fvisibility=(default|hidden|protected)|-ffp-contract=(on|off|fast)|-ffreestanding|-fhosted"
 )
 _IGNORED = re.compile(r"-O[0-3szg]?|-g\d?|-pipe|-W.*")
-_INCLUDE = re.compile(r'(?:#|%:|\?\?=)\s*(?:include|include_next|import|embed)\b\s*(?P<what>"[^"\n]*"|<[^>\n]*>|[^\n]*)')
+_INCLUDE = re.compile(
+    r'(?:#|%:|\?\?=)\s*(?:include|include_next|import|embed)\b\s*(?P<what>"[^"\n]*"|<[^>\n]*>|[^\n]*)'
+)
 _ASSEMBLY = re.compile(r"\.\s*(?:incbin|include)\b")
 
 
@@ -77,7 +79,12 @@ def check_names(files: Mapping[str, str]) -> None:
     """Raise InputError unless every name is a plain path below the source's folder."""
     for name in files:
         path = PurePosixPath(name)
-        if not re.fullmatch(r"[\w.+\-/]{1,200}", name) or path.is_absolute() or ".." in path.parts or len(path.parts) > 8:
+        if (
+            not re.fullmatch(r"[\w.+\-/]{1,200}", name)
+            or path.is_absolute()
+            or ".." in path.parts
+            or len(path.parts) > 8
+        ):
             raise InputError(f"{name[:100]!r} is not a name for a file of the source: a path like include/a.h is.")
 
 
