@@ -150,20 +150,20 @@ def decision(caller, callee, inlined):
 def test_a_change_is_put_down_to_the_only_decision_that_can_have_made_it():
     others = [decision("e", "helper", False)]
     base = SimpleNamespace(functions={"a": 100, "b": 50, "c": 30, "d": 30}, decisions=others)
-    flips = [decision("a", "c", True), decision("b", "d", False)]
+    flips = [(decision("a", "c", False),), (decision("b", "d", True),)]
     # a grew by 12 and c, of no use any more, went; b shrank.
-    trial = SimpleNamespace(functions={"a": 112, "b": 41, "d": 30}, decisions=[*others, *flips])
+    trial = SimpleNamespace(functions={"a": 112, "b": 41, "d": 30}, decisions=others)
     assert attribute(base, trial, flips) == [(flips[0], 12 - 30), (flips[1], -9)]
 
 
 def test_what_two_decisions_can_have_changed_counts_for_neither():
     base = SimpleNamespace(functions={"a": 100, "b": 50, "c": 30}, decisions=[decision("a", "b", True)])
-    flips = [decision("a", "c", True), decision("b", "c", True)]  # b was inlined into a
-    trial = SimpleNamespace(functions={"a": 130, "b": 50, "c": 30}, decisions=[decision("a", "b", True), *flips])
+    flips = [(decision("a", "c", False),), (decision("b", "c", False),)]  # b was inlined into a
+    trial = SimpleNamespace(functions={"a": 130, "b": 50, "c": 30}, decisions=[decision("a", "b", True)])
     assert attribute(base, trial, flips) == []
 
 
-@pytest.mark.parametrize("flips", [[], [decision("a", "b", True)]])
+@pytest.mark.parametrize("flips", [[], [(decision("a", "b", True),)]])
 def test_nothing_changed_is_worth_nothing(flips):
-    same = SimpleNamespace(functions={"a": 1}, decisions=flips)
+    same = SimpleNamespace(functions={"a": 1}, decisions=[])
     assert [change for _, change in attribute(same, same, flips)] == [0] * len(flips)
