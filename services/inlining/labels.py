@@ -1,29 +1,29 @@
 """Measures what single decisions are worth, many in each compile: the labels that imitation learns from.
 
-Each compile turns some decisions round, at random. A function whose size changed is put down to the one turned decision
-that can have changed it: one of its own call sites, of what was inlined into it, or of what it calls. Where two could
-have, neither is counted. These are the steps of `tune` (local search, Theodoridis and others, 2022), many at once.
+Each compile turns round decisions that have no function in common whose size they could change; a function whose size
+did change is then put down to the one decision that can have changed it: one of its own call sites, of what was inlined
+into it, or of what it calls. Where two could have after all, neither is counted. These are the steps of `tune` (local
+search, Theodoridis and others, 2022), many at once.
 
 Shapes: N labels, F features.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.inlining.channel import Decide
 from services.inlining.engine import Compiled, Module, compile_module
 from services.inlining.features import STOCK, WIDTH
-from services.inlining.replay import Decision
+from services.inlining.replay import Decision, replay_lines
+from services.inlining.sandbox import CompilerCrashed, CompilerRefused, LimitExceeded
 
 Ints = NDArray[np.int64]
-SHARE = 0.04  # of the decisions that a compile turns round
-LEAST = 1.5  # and at least so many on average
+Turn = tuple[Decision, ...]  # decisions that are turned round together
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Labels:
 
     features_NF: Ints
     stock_N: Ints
-    worth_N: Ints
+    worth_N: NDArray[np.float64]
 
     @classmethod
     def join(cls, parts: Sequence[Labels]) -> Labels:
@@ -43,62 +43,86 @@ class Labels:
         )
 
 
-def measure(module: Module, base: Compiled, policy: Decide, runs: int, seed: Sequence[int]) -> Labels:
-    """Labels of a module around `policy`, whose own compile, by name, is `base`."""
-    features: list[Ints] = []
-    worth: list[int] = []
-    share = min(0.5, max(SHARE, LEAST / max(1, len(base.decisions))))
-    for number in range(runs):
-        random = np.random.default_rng([*seed, number])
-        turned: list[bool] = []
+def measure(module: Module, runs: int, seed: Sequence[int]) -> Labels:
+    """Labels of a module around stock's decisions, from one compile that looks and at most `runs` that turn.
 
-        def decide(features_F: Ints, random: np.random.Generator = random, turned: list[bool] = turned) -> int:
-            turned.append(bool(random.random() < share))
-            return policy(features_F) ^ turned[-1]
+    What is turned is a site, or all sites of one callee together: whether a function is worth keeping shows only then.
+    Of such a turn each site gets its share.
+    """
+    base = compile_module(module.code, decide=lambda features_F: int(features_F[STOCK]), places=module.places)
+    into, calling = _links(base.decisions)
+    left = _turns(base.decisions)
+    left = [left[index] for index in np.random.default_rng(seed).permutation(len(left))]
+    rows: list[int] = []
+    worth: list[float] = []
+    for _ in range(runs):
+        turns: list[Turn] = []
+        reached: set[str] = set()
+        for turn in left:
+            reach = _reach(turn, into, calling)
+            if not reach & reached:
+                turns.append(turn)
+                reached |= reach
+        if not turns:
+            break
+        left = [turn for turn in left if turn not in turns]
+        turned = {site.site: not site.inlined for turn in turns for site in turn}
+        try:
+            compiled = compile_module(module.code, replay=replay_lines(turned), places=module.places)
+        except (CompilerCrashed, CompilerRefused, LimitExceeded):
+            continue
+        for turn, change in attribute(base, compiled, turns):
+            rows += [site.row for site in turn]
+            worth += [(-change if site.inlined else change) / len(turn) for site in turn]
+    rows_NF = base.features_SF[rows]
+    return Labels(rows_NF[:, :WIDTH], rows_NF[:, STOCK], np.array(worth, np.float64))
 
-        compiled = compile_module(module.code, decide=decide, places=module.places)
-        flips = [
-            decision for decision in compiled.decisions if 0 <= decision.row < len(turned) and turned[decision.row]
-        ]
-        for decision, change in attribute(base, compiled, flips):
-            features.append(compiled.features_SF[decision.row])
-            worth.append(change if decision.inlined else -change)
-    rows_NF = np.array(features, np.int64).reshape(-1, WIDTH + 1)
-    return Labels(rows_NF[:, :WIDTH], rows_NF[:, STOCK], np.array(worth, np.int64))
 
-
-def attribute(base: Compiled, compiled: Compiled, flips: Sequence[Decision]) -> list[tuple[Decision, int]]:
-    """Each turned decision whose effect is its alone, with the bytes by which it changed the module."""
+def attribute(base: Compiled, compiled: Compiled, turns: Sequence[Turn]) -> list[tuple[Turn, int]]:
+    """Each turn, as the base has it, whose effect is its alone, and the bytes that it added."""
     names = base.functions.keys() | compiled.functions.keys()
     change = {name: compiled.functions.get(name, 0) - base.functions.get(name, 0) for name in names}
     changed = {name for name, bytes_ in change.items() if bytes_}
-    into: dict[str, set[str]] = defaultdict(set)  # function → those it was inlined into, in either compile
-    calling: dict[str, set[str]] = defaultdict(set)
-    for decision in (*base.decisions, *compiled.decisions):
-        calling[decision.site.callee].add(decision.caller)
-        if decision.inlined:
-            into[decision.site.callee].add(decision.caller)
-    touched = [_reach(flip, into, calling) & changed for flip in flips]
-    claims: dict[str, int] = defaultdict(int)
-    for names in touched:
-        for name in names:
-            claims[name] += 1
+    into, calling = _links([*base.decisions, *compiled.decisions])
+    touched = [_reach(turn, into, calling) & changed for turn in turns]
+    claims = Counter(name for names in touched for name in names)
     return [
-        (flip, sum(change[name] for name in names))
-        for flip, names in zip(flips, touched, strict=True)
+        (turn, sum(change[name] for name in names))
+        for turn, names in zip(turns, touched, strict=True)
         if all(claims[name] == 1 for name in names)
     ]
 
 
-def _reach(flip: Decision, into: dict[str, set[str]], calling: dict[str, set[str]]) -> set[str]:
-    """Functions whose size the decision can change."""
-    found = {flip.caller}
-    waiting = [flip.caller]
+def _turns(decisions: Sequence[Decision]) -> list[Turn]:
+    """Single sites, and the sites of each callee that stock decides alike; those decided twice are left out."""
+    times = Counter(decision.site for decision in decisions)
+    clear = [one for one in decisions if one.row >= 0 and times[one.site] == 1]
+    by_callee: dict[tuple[str, bool], Turn] = defaultdict(tuple)
+    for one in clear:
+        by_callee[one.site.callee, one.inlined] += (one,)
+    return [*((one,) for one in clear), *(turn for turn in by_callee.values() if len(turn) > 1)]
+
+
+def _links(decisions: Sequence[Decision]) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """(function → those it was inlined into, function → those that call it)."""
+    into: dict[str, set[str]] = defaultdict(set)
+    calling: dict[str, set[str]] = defaultdict(set)
+    for decision in decisions:
+        calling[decision.site.callee].add(decision.caller)
+        if decision.inlined:
+            into[decision.site.callee].add(decision.caller)
+    return into, calling
+
+
+def _reach(turn: Turn, into: dict[str, set[str]], calling: dict[str, set[str]]) -> set[str]:
+    """Functions whose size the turn can change."""
+    found = {site.caller for site in turn}
+    waiting = list(found)
     while waiting:
-        for name in into[waiting.pop()] - found:
+        for name in into.get(waiting.pop(), set()) - found:
             found.add(name)
             waiting.append(name)
     # A caller that grew may no longer be inlined by its own callers.
     for name in list(found):
-        found |= calling[name]
-    return found | {flip.site.callee}
+        found |= calling.get(name, set())
+    return found | {site.site.callee for site in turn}

@@ -55,8 +55,12 @@ class Policy:
 
     def decide(self, features_F: Ints) -> tuple[int, float]:
         """(1 to inline or 0, how sure: probability of the decision taken)."""
-        probability = 1 / (1 + math.exp(-max(-60.0, min(60.0, self.logit(features_F)))))
+        probability = self.probability(features_F)
         return (1, probability) if probability >= self.threshold else (0, 1 - probability)
+
+    def probability(self, features_F: Ints) -> float:
+        """Of inlining one call site."""
+        return 1 / (1 + math.exp(-max(-60.0, min(60.0, self.logit(features_F)))))
 
     def probabilities(self, features_NF: Ints) -> Floats:
         """Of inlining, (N,)."""

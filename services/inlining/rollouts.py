@@ -49,8 +49,7 @@ def sampled(policy: Policy, random: np.random.Generator) -> Decide:
     """Each decision drawn with the policy's probability."""
 
     def decide(features_F: Ints) -> int:
-        logit = policy.logit(features_F[:WIDTH])
-        return int(random.random() < 1 / (1 + np.exp(-np.clip(logit, -60, 60))))
+        return int(random.random() < policy.probability(features_F[:WIDTH]))
 
     return decide
 

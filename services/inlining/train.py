@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from services.inlining import evaluate
 from services.inlining.datasets import BadCorpus, Unit, load, readable
-from services.inlining.engine import compile_module, inspect_module
+from services.inlining.engine import inspect_module
 from services.inlining.export import export_bundle, numpy_policy
 from services.inlining.features import STOCK, WIDTH
 from services.inlining.labels import Labels, measure
@@ -40,6 +40,7 @@ from shared.jobs.distributed import run_recipe
 
 Ints = NDArray[np.int64]
 State = dict[str, NDArray[Any]]
+KEPT_EVERY = 10  # modules between two checkpoints
 BASELINE_DECAY = 0.8  # of a module's moving average, which ppo is paid against
 
 
@@ -152,21 +153,23 @@ def _as_bitcode(units: Sequence[Unit], context: TrainingContext) -> list[Unit]:
 
 
 def _stock(config: TrainConfig, parts: Mapping[str, list[Unit]], progress: _Progress) -> Corpus:
-    """Compile training and validation as stock decides."""
+    """Compile training and validation as stock decides; a checkpoint holds what was compiled so far."""
     units = [*parts["train"], *parts["validation"]]
-    if "stock.text" not in progress.state:
-        rolled = _roll(config, units, lambda _: stock_decision, progress)
-        if not any(rollout is not None and len(rollout.features_SF) for rollout in rolled):
-            raise BadCorpus("No call site of the training modules is the inliner's to decide.")
-        count = len(parts["train"])
-        rows = [rollout for rollout in rolled[:count] if rollout is not None]
-        progress.keep(
-            **{
-                "stock.text": np.array([-1 if rollout is None else rollout.text for rollout in rolled]),
-                "stock.features": np.concatenate([rollout.features_SF for rollout in rows]),
-                "stock.decisions": np.concatenate([rollout.stock_S for rollout in rows]).astype(np.int64),
-            }
-        )
+    done = len(progress.state.get("stock.text", ()))
+    for start in range(done, len(units), KEPT_EVERY):
+        batch = units[start : start + KEPT_EVERY]
+        rolled = _roll(config, batch, lambda _: stock_decision, progress)
+        rows = [one for unit, one in zip(batch, rolled, strict=True) if one is not None and unit.split == "train"]
+        added = {
+            "stock.text": np.array([-1 if rollout is None else rollout.text for rollout in rolled]),
+            "stock.features": np.concatenate([np.zeros((0, WIDTH), np.int64), *(one.features_SF for one in rows)]),
+            "stock.decisions": np.concatenate([np.zeros(0, np.int64), *(one.stock_S for one in rows)]),
+        }
+        before = progress.state if start else {}
+        progress.keep(**{name: np.concatenate([before.get(name, new[:0]), new]) for name, new in added.items()})
+        progress.context.report(step=min(start + KEPT_EVERY, len(units)), total=len(units))
+    if not len(progress.state["stock.features"]):
+        raise BadCorpus("No call site of the training modules is the inliner's to decide.")
     text = progress.state["stock.text"]
     bad = {unit.name for unit, size in zip(units, text, strict=True) if size < 0}
     if bad:
@@ -232,7 +235,7 @@ def _labels(config: TrainConfig, units: Sequence[Unit], progress: _Progress) -> 
     for number in range(done, len(units)):
         progress.check()
         found.append(_labels_of(config, units[number], number))
-        if (number + 1) % 10 == 0 or number + 1 == len(units):
+        if (number + 1) % KEPT_EVERY == 0 or number + 1 == len(units):
             found = [Labels.join(found)]
             progress.keep(
                 **{
@@ -252,10 +255,9 @@ def _labels(config: TrainConfig, units: Sequence[Unit], progress: _Progress) -> 
 def _labels_of(config: TrainConfig, unit: Unit, number: int) -> Labels:
     try:
         module = inspect_module(unit.read())
-        base = compile_module(module.code, decide=stock_decision, places=module.places)
-        return measure(module, base, stock_decision, config.label_runs, [config.seed, number])
+        return measure(module, config.label_runs, [config.seed, number])
     except (CompilerCrashed, CompilerRefused, LimitExceeded):
-        return Labels(np.zeros((0, WIDTH), np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
+        return Labels(np.zeros((0, WIDTH), np.int64), np.zeros(0, np.int64), np.zeros(0))
 
 
 def _evolve(config: TrainConfig, corpus: Corpus, net: PolicyNet, progress: _Progress) -> PolicyNet:
