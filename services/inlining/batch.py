@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from services.inlining.engine import Module, inspect_module
+from services.inlining.datasets import module_bytes, modules
+from services.inlining.engine import inspect_module
 from services.inlining.policy import Policy, load_policy
 from services.inlining.sandbox import Limits
 from services.inlining.schemas import TuneConfig
-from services.inlining.source import to_bitcode
 from services.inlining.tune import Search, tune
 from shared.bundles import Bundle
 from shared.jobs.context import JobStopped, StopReason, TrainingContext
 from shared.problems import Unprocessable
 
-SUFFIXES = {".c", ".bc", ".ll"}
 LIMITS = Limits(cpu_seconds=300, seconds=600.0)
 CHECKPOINT_EVERY = 10  # compiles
 
@@ -26,7 +25,7 @@ def tune_module(
 ) -> tuple[Path, dict[str, Any]]:
     """`replay.txt`, for stock clang, and how much smaller it makes the module."""
     path = _chosen(data, config.module)
-    module = read_module(path, data, config.flags)
+    module = inspect_module(module_bytes(path, data, config.flags), limits=LIMITS)
     policy = load_policy(bundle.folder)
     state = context.restore()
     search = Search.from_arrays(state) if state is not None else None
@@ -81,22 +80,8 @@ class _Deciding:
         return float(self._policy.probabilities(features_F[None])[0])
 
 
-def read_module(path: Path, root: Path, flags: tuple[str, ...] = ()) -> Module:
-    """The module in a file; a C source finds the headers that lie with it below `root`."""
-    if path.suffix != ".c":
-        return inspect_module(path.read_bytes(), limits=LIMITS)
-    headers = {
-        header.relative_to(root).as_posix(): header.read_text(errors="replace")
-        for header in sorted(root.rglob("*"))
-        if header.is_file() and header != path and header.suffix in {".h", ".c", ".inc", ".def"}
-    }
-    name = path.relative_to(root).as_posix()
-    bitcode = to_bitcode(path.read_text(errors="replace"), name=name, files=headers, flags=flags, limits=LIMITS)
-    return inspect_module(bitcode, limits=LIMITS)
-
-
 def _chosen(data: Path, name: str) -> Path:
-    found = sorted(path for path in data.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    found = modules(data)
     if name:
         chosen = [path for path in found if path.relative_to(data).as_posix() == name]
         if not chosen:

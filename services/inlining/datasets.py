@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def modules(folder: Path) -> list[Path]:
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
-def module_bytes(path: Path, folder: Path) -> bytes:
+def module_bytes(path: Path, folder: Path, flags: Sequence[str] = ()) -> bytes:
     """Bitcode or IR of a module's file; C source is compiled to it. Raises a problem that says why it cannot be."""
     if path.suffix != ".c":
         return path.read_bytes()
@@ -68,7 +68,8 @@ def module_bytes(path: Path, folder: Path) -> bytes:
         for header in root.rglob("*.h")
         if header.is_file() and not header.is_symlink()
     }
-    return to_bitcode(path.read_text("utf-8", "replace"), name=path.relative_to(root).as_posix(), files=headers)
+    source, name = path.read_text("utf-8", "replace"), path.relative_to(root).as_posix()
+    return to_bitcode(source, name=name, files=headers, flags=flags)
 
 
 def load(folder: Path) -> list[Unit]:

@@ -56,8 +56,8 @@ class Search:
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Search:
         best, base = (read_replay(arrays[name].tobytes().decode()) for name in ("best", "base"))
         tried = set(json.loads(arrays["tried"].tobytes()))
-        best_text, stock_text, *rest = arrays["numbers"].tolist()
-        return cls(best, best_text, base, stock_text, *rest, tried)
+        best_text, stock_text, spent, at_once, failures = arrays["numbers"].tolist()
+        return cls(best, best_text, base, stock_text, spent, at_once, failures, tried)
 
 
 @dataclass(frozen=True)
