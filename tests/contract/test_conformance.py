@@ -3,6 +3,7 @@
 import pytest
 
 from services.bots.api import DOMAIN as BOTS
+from services.inlining.api import DOMAIN as INLINING
 from services.iqa.api import DOMAIN as IQA
 from shared.service import create_service
 from shared.settings import ServiceSettings
@@ -34,4 +35,13 @@ class TestBots(ServiceConformance):
     @pytest.fixture
     async def client(self, tmp_path):
         async with running(create_service(BOTS, ServiceSettings(home=tmp_path))) as client:
+            yield client
+
+
+class TestInlining(ServiceConformance):
+    name = "inlining"
+
+    @pytest.fixture
+    async def client(self, tmp_path):
+        async with running(create_service(INLINING, ServiceSettings(home=tmp_path))) as client:
             yield client

@@ -86,7 +86,8 @@ def keeps_its_document(url, **options):
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_keeps_its_document(addresses, service):
-    assert f"POST /v1/{service}/score" in keeps_its_document(addresses[0][f"services.{service}.api"])
+    asked = "advice" if service == "inlining" else "score"
+    assert f"POST /v1/{service}/{asked}" in keeps_its_document(addresses[0][f"services.{service}.api"])
 
 
 def test_the_gateway_keeps_the_merged_document(addresses):
