@@ -129,10 +129,6 @@ def test_v2_through_the_gateway(up):
         assert client.is_server_ready(headers=headers)
         index = client.get_model_repository_index(headers=headers)
         assert {row["name"] for row in index} == {"bots", "inlining", "iqa"}
-            "bots",
-            "inlining",
-            "iqa",
-        }
         pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3)).astype(np.uint8)
         given = triton.InferInput("image", pixels.shape, "UINT8")
         given.set_data_from_numpy(pixels)
