@@ -148,6 +148,8 @@ def _apt(state: Path) -> list[str]:
         asked = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(COMPONENT)", "Created-By: Packages"]
         found = sorted(set(_run(asked, state, 60).stdout.splitlines()))
         release = [line for line in found if line.endswith(" main") and "-" not in line.split()[1]]
+        if not release:
+            raise OSError("apt knows of no packages: run `apt-get update` as root first")
         (state / "sources.list").write_text("".join(f"deb-src {line}\n" for line in release))
         _run([*command, "update"], state, 300)
     return command

@@ -46,8 +46,8 @@ class Labels:
 def measure(module: Module, runs: int, seed: Sequence[int]) -> Labels:
     """Labels of a module around stock's decisions, from one compile that looks and at most `runs` that turn.
 
-    What is turned is a site, or all sites of one callee together: whether a function is worth keeping shows only then.
-    Of such a turn each site gets its share.
+    A turn may be of several sites, which then share its effect; turning all calls of a callee together was tried, and
+    what was learned from that did worse on validation.
     """
     base = compile_module(module.code, decide=lambda features_F: int(features_F[STOCK]), places=module.places)
     into, calling = _links(base.decisions)
@@ -94,13 +94,9 @@ def attribute(base: Compiled, compiled: Compiled, turns: Sequence[Turn]) -> list
 
 
 def _turns(decisions: Sequence[Decision]) -> list[Turn]:
-    """Single sites, and the sites of each callee that stock decides alike; those decided twice are left out."""
+    """Single sites; those decided twice, in copies, are left out."""
     times = Counter(decision.site for decision in decisions)
-    clear = [one for one in decisions if one.row >= 0 and times[one.site] == 1]
-    by_callee: dict[tuple[str, bool], Turn] = defaultdict(tuple)
-    for one in clear:
-        by_callee[one.site.callee, one.inlined] += (one,)
-    return [*((one,) for one in clear), *(turn for turn in by_callee.values() if len(turn) > 1)]
+    return [(one,) for one in decisions if one.row >= 0 and times[one.site] == 1]
 
 
 def _links(decisions: Sequence[Decision]) -> tuple[dict[str, set[str]], dict[str, set[str]]]:

@@ -33,13 +33,13 @@ class TrainConfig(RecipeConfig):
     )
     start: Literal["clone", "imitate"] = Field(default="imitate", description="What evolution and ppo go on from.")
     largest_module: int = Field(
-        default=400_000, ge=1, description="Bytes; larger modules are measured but not learned from."
+        default=150_000, ge=1, description="Bytes; larger modules are measured but not learned from."
     )
     clone_epochs: int = Field(default=40, ge=1, le=1000)
-    label_runs: int = Field(default=4, ge=1, le=1000, description="Compiles a module that measure single decisions.")
+    label_runs: int = Field(default=5, ge=1, le=1000, description="Compiles a module that measure single decisions.")
     label_epochs: int = Field(default=60, ge=1, le=1000)
     anchors: tuple[Annotated[float, Field(ge=0, le=100)], ...] = Field(
-        default=(0.05, 0.3, 1.0), min_length=1, max_length=10, description="Pulls towards stock to try; validation chooses."
+        default=(0.02, 0.1), min_length=1, max_length=10, description="Pulls towards stock to try; validation chooses."
     )
     batch_size: int = Field(default=512, ge=1, le=65_536)
     learning_rate: float = Field(default=1e-3, gt=0, le=1)

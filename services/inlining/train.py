@@ -74,8 +74,8 @@ def train(config: TrainConfig, data: Path, context: TrainingContext) -> Path:
     progress = _Progress(context)
     corpus = _stock(config, parts, progress)
     net = _fit(config, corpus, progress)
-    threshold, validation = _threshold(config, corpus, net, progress)
-    policy = numpy_policy(net, threshold)
+    policy = numpy_policy(net)
+    validation = _validated(config, corpus, policy, progress)
     stock = _sizes_of(config, parts["test"], None, progress)
     mine = _sizes_of(config, parts["test"], policy, progress, stock)
     metrics = evaluate.metrics(stock, mine)
@@ -87,7 +87,7 @@ def train(config: TrainConfig, data: Path, context: TrainingContext) -> Path:
     return export_bundle(
         net,
         context.artefact("bundle"),
-        threshold=threshold,
+        threshold=policy.threshold,
         config=config,
         metrics=metrics,
         split=f"{len(stock)} test programs, never trained on; intervals are 95 %, programs resampled",
@@ -355,13 +355,6 @@ def _ppo(config: TrainConfig, corpus: Corpus, net: PolicyNet, progress: _Progres
         progress.keep_network("ppo", net, **arrays)
         progress.context.report(step=iteration + 1, total=config.iterations, **figures)
     return best
-
-
-def _threshold(config: TrainConfig, corpus: Corpus, net: PolicyNet, progress: _Progress) -> tuple[float, float]:
-    """(the probability from which to inline, what it saves on validation); a half unless another beats it."""
-    tried = {value: _validated(config, corpus, numpy_policy(net, value), progress) for value in (0.5, 0.35, 0.65)}
-    best = max(tried, key=lambda value: (tried[value], value == 0.5))
-    return best, tried[best]
 
 
 def _drawn(config: TrainConfig, units: Sequence[Unit], number: int) -> list[Unit]:
