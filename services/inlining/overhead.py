@@ -1,6 +1,6 @@
 """What the wrapper costs: CPU time a decision, and of whole compiles beside plain clang's, in one run.
 
-    python -m services.inlining.overhead FILE.c … [--clang COMMAND] [--policy FOLDER] [--repeats 5]
+python -m services.inlining.overhead FILE.c … [--clang COMMAND] [--policy FOLDER] [--repeats 5]
 """
 
 from __future__ import annotations
