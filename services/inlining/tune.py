@@ -2,8 +2,8 @@
 
 A move turns one decision, or makes all calls of one function the same, so that it goes when it is inlined everywhere.
 It changes the size of the functions that the calls are in, and of the one called. So one compile makes moves in many
-functions at once; those whose functions shrank are made again together, and the module's size, the only judge,
-confirms it. When many at once find nothing more, fewer are made, down to one at a time; then some decisions are turned at random
+functions at once; those whose functions shrank are made again together, and the module's size, the only judge, confirms
+it. When many at once find nothing more, fewer are made, down to one at a time; then some decisions are turned at random
 and the search goes on from there (iterated local search).
 """
 

@@ -125,5 +125,5 @@ def test_which_module_has_to_be_said_where_there_are_several(data, bundle, tmp_p
     (data / "second.c").write_text(QUEUE)
     with pytest.raises(Unprocessable, match=r"planted\.c, second\.c"):
         tune_module(TuneConfig(), data, bundle, context)
-    with pytest.raises(Unprocessable, match="no module 'third.c'"):
+    with pytest.raises(Unprocessable, match=r"no module 'third\.c'"):
         tune_module(TuneConfig(module="third.c"), data, bundle, context)

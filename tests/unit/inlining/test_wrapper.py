@@ -1,4 +1,4 @@
-"""`fourfold clang` and the report on a build: with the ziglang package's clang, and with Debian's where it is installed."""
+"""`fourfold clang` and the report on a build, with the ziglang package's clang and Debian's where it is installed."""
 
 import json
 import os
