@@ -212,14 +212,16 @@ def prepare(name: str, program: Program, work: Path) -> list[bytes]:
             command = clang(source, draft / f"{source.stem}.bc", includes=[source.parent, *includes], flags=flags)
             subprocess.run(command, check=True, capture_output=True)
         draft.rename(place / "modules")
-        # Words, numbers and lines that repeat a little, the same in every run.
-        random = np.random.default_rng(0)
-        words = ["".join(map(chr, random.integers(97, 123, size))) for size in random.integers(2, 9, 300)]
-        text = " ".join(words[index] for index in np.minimum(random.zipf(1.3, 12_000), 300) - 1)
-        (place / "input.txt").write_text(text)
-        (place / "input.lua").write_text(LUA)
-        (place / "input.js").write_text(JAVASCRIPT)
     return [path.read_bytes() for path in sorted((place / "modules").glob("*.bc"))]
+
+
+def write_inputs(place: Path) -> None:
+    """The programs' inputs, the same in every run: some of them eat theirs."""
+    random = np.random.default_rng(0)
+    words = ["".join(map(chr, random.integers(97, 123, size))) for size in random.integers(2, 9, 300)]
+    text = " ".join(words[index] for index in np.minimum(random.zipf(1.3, 12_000), 300) - 1)
+    for name, content in (("input.txt", text), ("input.lua", LUA), ("input.js", JAVASCRIPT)):
+        (place / name).write_text(content)
 
 
 def measure(
@@ -236,6 +238,7 @@ def measure(
     subprocess.run(
         [*linker, *objects, "-lm", "-lpthread", "-s", "-o", str(place / "program")], check=True, capture_output=True
     )
+    write_inputs(place)
     command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", str(place / "program")]
     done = subprocess.run([*command, *program.arguments], cwd=place, capture_output=True, check=True, timeout=600)
     counted = COUNTED.search(done.stderr.decode(errors="replace"))

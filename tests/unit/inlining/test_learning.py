@@ -96,7 +96,7 @@ def test_imitation_leaves_stock_where_bytes_say_so_and_an_anchor_holds_it():
     stock = (rows[:, 29] < 40).astype(np.int64)
     worth = np.where(rows[:, 29] < -20, 30, np.where(rows[:, 29] < 40, -20, 25))  # stock is wrong below −20
     labels = Labels(rows, stock, worth)
-    config = TrainConfig(clone_epochs=15, label_epochs=30, batch_size=64)
+    config = TrainConfig(clone_epochs=15, label_epochs=100, batch_size=64)
 
     def taken(anchor):
         net = a_net(2)

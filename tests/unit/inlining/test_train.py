@@ -1,6 +1,7 @@
 """A training from a corpus of C source to a bundle, each method; stopped and resumed; what a corpus may not be."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from shared.jobs.context import JobStopped, LocalContext, StopReason
 from shared.settings import ServiceSettings
 from tests.unit.inlining.making import PROGRAMS, policy_bundle
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "clone_epochs": 5,
     "label_runs": 12,
     "label_epochs": 3,
