@@ -2,6 +2,7 @@
 
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -40,7 +41,7 @@ def test_numpy_torch_and_onnx_agree(tmp_path):
     policy = numpy_policy(net)
     rows = some_features(300)
     by_torch = torch.sigmoid(net(torch.from_numpy(rows))).detach().numpy()
-    (by_onnx,) = session.run(None, {"features": rows})
+    by_onnx = np.asarray(session.run(None, {"features": rows})[0])
     assert by_onnx.shape == (300,)
     assert np.ptp(by_torch) > 0.05
     np.testing.assert_allclose(by_onnx, by_torch, atol=1e-5)
@@ -120,6 +121,7 @@ def test_evolution_climbs():
         return -float(((point_P - target_P) ** 2).sum())
 
     before = closeness(values_P)
+    noise_KP = perturbations(config.pairs, len(values_P), [0, 0])
     for generation in range(60):
         noise_KP = perturbations(config.pairs, len(values_P), [0, generation])
         saved = [[closeness(values_P + sign * 0.05 * noise_P) for sign in (1, -1)] for noise_P in noise_KP]
@@ -149,21 +151,21 @@ def decision(caller, callee, inlined):
 
 def test_a_change_is_put_down_to_the_only_decision_that_can_have_made_it():
     others = [decision("e", "helper", False)]
-    base = SimpleNamespace(functions={"a": 100, "b": 50, "c": 30, "d": 30}, decisions=others)
+    base: Any = SimpleNamespace(functions={"a": 100, "b": 50, "c": 30, "d": 30}, decisions=others)
     flips = [(decision("a", "c", False),), (decision("b", "d", True),)]
     # a grew by 12 and c, of no use any more, went; b shrank.
-    trial = SimpleNamespace(functions={"a": 112, "b": 41, "d": 30}, decisions=others)
+    trial: Any = SimpleNamespace(functions={"a": 112, "b": 41, "d": 30}, decisions=others)
     assert attribute(base, trial, flips) == [(flips[0], 12 - 30), (flips[1], -9)]
 
 
 def test_what_two_decisions_can_have_changed_counts_for_neither():
-    base = SimpleNamespace(functions={"a": 100, "b": 50, "c": 30}, decisions=[decision("a", "b", True)])
+    base: Any = SimpleNamespace(functions={"a": 100, "b": 50, "c": 30}, decisions=[decision("a", "b", True)])
     flips = [(decision("a", "c", False),), (decision("b", "c", False),)]  # b was inlined into a
-    trial = SimpleNamespace(functions={"a": 130, "b": 50, "c": 30}, decisions=[decision("a", "b", True)])
+    trial: Any = SimpleNamespace(functions={"a": 130, "b": 50, "c": 30}, decisions=[decision("a", "b", True)])
     assert attribute(base, trial, flips) == []
 
 
 @pytest.mark.parametrize("flips", [[], [(decision("a", "b", True),)]])
 def test_nothing_changed_is_worth_nothing(flips):
-    same = SimpleNamespace(functions={"a": 1}, decisions=[])
+    same: Any = SimpleNamespace(functions={"a": 1}, decisions=[])
     assert [change for _, change in attribute(same, same, flips)] == [0] * len(flips)

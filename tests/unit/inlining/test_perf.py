@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,8 +60,8 @@ def test_no_changed_decision_changes_nothing():
     features_SF = random.integers(0, 50, (10, WIDTH + 1))
     stock_S = random.integers(0, 2, 10)
     features_SF[:, STOCK] = stock_S
-    same = SimpleNamespace(features_SF=features_SF, decisions_S=stock_S, stock_S=stock_S)
-    other = SimpleNamespace(features_SF=features_SF, decisions_S=1 - stock_S, stock_S=stock_S)
+    same: Any = SimpleNamespace(features_SF=features_SF, decisions_S=stock_S, stock_S=stock_S)
+    other: Any = SimpleNamespace(features_SF=features_SF, decisions_S=1 - stock_S, stock_S=stock_S)
     assert not summary([same]).any()
     assert summary([other])[:2].sum() == pytest.approx(1)
     model = IR2Perf.fit(random.random((20, len(INPUTS))), random.random(20), 1.0)

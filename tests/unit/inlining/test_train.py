@@ -50,6 +50,7 @@ def test_every_method_makes_a_bundle_that_serves(corpus, tmp_path, method):
     predictor.warm_up()
     rows = np.random.default_rng(0).integers(-50, 200, (20, 38))
     (served,) = predictor.predict([rows])
+    assert not isinstance(served, Exception)
     np.testing.assert_allclose(served, policy.probabilities(rows), atol=1e-5)
 
 
