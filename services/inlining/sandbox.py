@@ -149,7 +149,6 @@ class Sandbox:
                 start_new_session=True,  # Ctrl-C is for the supervisor, which closes the socket
             )
         self._socket, self._owner = ours, os.getpid()
-        atexit.register(ours.close)
         return ours
 
     def _drop(self) -> None:
@@ -222,3 +221,4 @@ def _content(descriptor: int, most: int) -> bytes:
 
 
 SANDBOX = Sandbox()
+atexit.register(SANDBOX.close)
