@@ -2,10 +2,11 @@
 #
 #     docker build --target gateway -t fourfold-gateway:dev .
 #
-# BASE is any slim image of Debian with Python 3.11 or newer.
+# BASE is any slim image of Debian with Python 3.11 or newer; BUILD_BASE the same with what it takes to reach packages.
 ARG BASE=python:3.11-slim-bookworm
+ARG BUILD_BASE=${BASE}
 
-FROM ${BASE} AS build
+FROM ${BUILD_BASE} AS build
 ENV UV_LINK_MODE=copy UV_NO_CACHE=1 PIP_NO_CACHE_DIR=1 VIRTUAL_ENV=/opt/fourfold
 WORKDIR /app
 # Of the product itself only what names its packages: these layers change with them, not with the code.
@@ -50,7 +51,7 @@ FROM runtime AS gateway
 COPY --from=build-gateway /opt/fourfold /opt/fourfold
 COPY gateway gateway
 EXPOSE 8080
-HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --start-interval=1s \
+HEALTHCHECK --interval=5s --timeout=3s --start-period=60s \
   CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
 CMD ["python", "-m", "fourfold", "serve", "gateway"]
 
@@ -58,14 +59,14 @@ FROM runtime AS service
 COPY --from=build-service /opt/fourfold /opt/fourfold
 COPY services services
 EXPOSE 8000
-HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --start-interval=1s \
+HEALTHCHECK --interval=5s --timeout=3s --start-period=60s \
   CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
 # Which domain: FOURFOLD_DOMAIN.
 CMD ["python", "-m", "fourfold", "serve"]
 
 FROM runtime AS worker-base
 COPY services services
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --start-interval=1s \
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
   CMD ["test", "-f", "/home/fourfold/run/worker.ready"]
 CMD ["python", "-m", "shared.jobs.worker"]
 

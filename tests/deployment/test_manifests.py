@@ -62,7 +62,9 @@ def test_every_service_has_its_deployment_its_service_and_its_address(overlay):
     addresses = json.loads(config["data"]["FOURFOLD_SERVICES"])
     assert set(addresses) == set(SERVICES)
     for name, address in addresses.items():
-        host, port = re.fullmatch(r"http://([a-z-]+):(\d+)", address).groups()
+        match = re.fullmatch(r"http://([a-z-]+):(\d+)", address)
+        assert match, address
+        host, port = match.groups()
         service = named(objects, "Service", host)
         (ports,) = [entry for entry in service["spec"]["ports"] if entry["port"] == int(port)]
         (deployment,) = [item for item in ours(overlay) if selects(service["spec"]["selector"], pod_labels(item))]
