@@ -91,7 +91,7 @@ def _private(folder: Path) -> Iterator[str]:
 
 
 def _packet_filters() -> dict[str, str]:
-    """Command → the rules that it puts back. A table without rules is not listed, and has to be emptied all the same."""
+    """Command → the rules that it puts back. A table without rules is not listed, and is emptied."""
     empty = {"filter": ("INPUT", "FORWARD", "OUTPUT"), "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")}
     found: dict[str, str] = {}
     for name in ("iptables", "ip6tables"):

@@ -2,7 +2,7 @@
 
     python -m tests.images        (make images-test)
 
-Uses the Docker engine that answers, or a private one; where no image registry can be reached, stand-ins made of Debian's
+Uses the Docker engine that answers, or a private one; where no image registry can be reached, stand-ins of Debian's
 packages. Prints a table; exits with 1 if a row is red, with 2 if the machine lacks something.
 """
 
