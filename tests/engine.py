@@ -17,7 +17,8 @@ import requests
 from docker.errors import DockerException
 
 CACHE = Path(os.environ.get("FOURFOLD_IMAGES_CACHE", "/var/tmp/fourfold-images"))
-_PLUGIN = "docker/cli-plugins/docker-compose"
+_PLUGINS = "docker/cli-plugins"
+_PACKAGES = ("docker-compose", "docker-buildx")
 _NO_ANSWER = (DockerException, requests.RequestException)
 
 
@@ -26,20 +27,16 @@ class Missing(Exception):
 
 
 class Engine:
-    """The engine's client, and the command lines of Docker and of Compose for it."""
+    """The engine's client, and Docker's command line for it."""
 
-    def __init__(self, host: str | None, compose: Path) -> None:
+    def __init__(self, host: str | None, settings: Path | None) -> None:
         self.client = docker.DockerClient(base_url=host, timeout=600) if host else docker.from_env(timeout=600)
-        self._environment = {**os.environ, **({"DOCKER_HOST": host} if host else {}), "DOCKER_BUILDKIT": "1"}
-        self._compose = compose
+        own = {"DOCKER_HOST": host, "DOCKER_CONFIG": settings and str(settings), "DOCKER_BUILDKIT": "1"}
+        self._environment = {**os.environ, **{name: value for name, value in own.items() if value}}
 
-    def docker(self, *arguments: str, **options: Any) -> str:
-        return self._run(["docker", *arguments], **options)
-
-    def compose(self, *arguments: str, **options: Any) -> str:
-        return self._run([str(self._compose), *arguments], **options)
-
-    def _run(self, command: list[str], *, variables: dict[str, str] | None = None, stdin: Any = None) -> str:
+    def docker(self, *arguments: str, variables: dict[str, str] | None = None, stdin: Any = None) -> str:
+        """What the command prints; raises RuntimeError with its last words."""
+        command = ["docker", *arguments]
         environment = {**self._environment, **(variables or {})}
         done = subprocess.run(command, env=environment, stdin=stdin, capture_output=True, text=True)
         if done.returncode:
@@ -50,14 +47,14 @@ class Engine:
 @contextmanager
 def engine(folder: Path) -> Iterator[Engine]:
     """The machine's engine if one answers, else a private one below `folder`. Raises Missing."""
-    compose = _compose(folder)
+    settings = _plugins(folder)
     try:
         docker.from_env(timeout=10).ping()
     except _NO_ANSWER:
         with _private(folder) as host:
-            yield Engine(host, compose)
+            yield Engine(host, settings)
         return
-    yield Engine(None, compose)
+    yield Engine(None, settings)
 
 
 @contextmanager
@@ -104,15 +101,18 @@ def _packet_filters() -> dict[str, str]:
     return found
 
 
-def _compose(folder: Path) -> Path:
-    """Compose's plugin: the one that is installed, or that of Debian's next release, unpacked beside."""
-    for place in ("/usr/libexec", "/usr/lib", "/usr/local/lib", CACHE / "compose/usr/libexec"):
-        if (plugin := Path(place, _PLUGIN)).exists():
-            return plugin
+def _plugins(folder: Path) -> Path | None:
+    """A folder of Docker's settings with the plugins of Debian's next release; None where the machine has its own."""
+    installed = [Path(place) for place in ("/usr/libexec", "/usr/lib", "/usr/local/lib", "/usr/local/libexec")]
+    if any((place / _PLUGINS / "docker-compose").exists() for place in installed):
+        return None
+    settings, unpacked = CACHE / "settings", CACHE / "packages"
+    if settings.exists():
+        return settings
     sources = "\n".join(path.read_text() for path in Path("/etc/apt/sources.list.d").glob("*.sources"))
     mirror = re.search(r"^URIs: (\S+/debian)$", sources, re.MULTILINE)
     if mirror is None:
-        raise Missing("Compose 2 is missing: install the package docker-compose-plugin")
+        raise Missing("Docker's plugins are missing: install docker-compose-plugin and docker-buildx-plugin")
     (folder / "lists/partial").mkdir(parents=True)
     (folder / "sources.list").write_text(f"deb {mirror[1]} trixie main\n")
     options = {
@@ -122,8 +122,10 @@ def _compose(folder: Path) -> Path:
         "APT::Sandbox::User": "root",
     }
     apt = ["apt-get", "--quiet", *(word for name, value in options.items() for word in ("-o", f"{name}={value}"))]
-    for command in (["update"], ["download", "docker-compose"]):
+    for command in (["update"], ["download", *_PACKAGES]):
         subprocess.run([*apt, *command], cwd=folder, check=True, capture_output=True)
-    (package,) = folder.glob("docker-compose_*.deb")
-    subprocess.run(["dpkg-deb", "-x", str(package), str(CACHE / "compose")], check=True)
-    return CACHE / "compose/usr/libexec" / _PLUGIN
+    for package in folder.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "-x", str(package), str(unpacked)], check=True)
+    settings.mkdir()
+    (settings / "cli-plugins").symlink_to(unpacked / "usr/libexec" / _PLUGINS)
+    return settings

@@ -58,8 +58,8 @@ class Stack:
         self.url = f"http://127.0.0.1:{port}"
 
     def compose(self, *arguments: str) -> str:
-        files = ("--project-name", PROJECT, "--file", str(ROOT / "docker-compose.yml"))
-        return self.engine.compose(*files, *arguments, variables=self.variables)
+        files = ("compose", "--project-name", PROJECT, "--file", str(ROOT / "docker-compose.yml"))
+        return self.engine.docker(*files, *arguments, variables=self.variables)
 
     def containers(self) -> dict[str, Any]:
         """Compose service → container."""
