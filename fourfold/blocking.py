@@ -31,13 +31,18 @@ class Client:
 
     def close(self) -> None:
         if not self._loop.is_closed():
-            self._run(self._inner.close())
+            self._run(_closed(self._inner))
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+        waiting = asyncio.run_coroutine_threadsafe(call, self._loop)
+        try:
+            return waiting.result()
+        except BaseException:
+            waiting.cancel()  # after Ctrl-C nobody waits for it any more
+            raise
 
     @property
     def url(self) -> str:
@@ -154,6 +159,14 @@ class Client:
 
     def ready(self) -> dict[str, Any]:
         return self._run(self._inner.ready())
+
+
+async def _closed(inner: AsyncClient) -> None:
+    """Close the client when what was cancelled has ended."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    await asyncio.gather(*left, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()
+    await inner.close()
 
 
 async def _next(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 import time
 from typing import Annotated, Any
@@ -94,12 +95,13 @@ def logs(
     from fourfold.blocking import Client
 
     start = 0
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a piece may end inside a letter
     with Client() as client:
         while True:
             ended = client.job(job_id)["finished_at"] is not None
             text = client.job_log(job_id, start)
             start += len(text)
-            sys.stdout.write(text.decode(errors="replace"))
+            sys.stdout.write(decoder.decode(text))
             sys.stdout.flush()
             if text:
                 continue

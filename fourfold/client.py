@@ -55,13 +55,19 @@ class AsyncClient:
         json: Any = None,
         headers: dict[str, str] | None = None,
         raw: bool = False,
+        patient: bool = False,
     ) -> Any:
-        """One call of the API; the decoded JSON answer, or None for an empty one. `raw`: the answer's bytes."""
+        """One call of the API; the decoded JSON answer, or None for an empty one. `raw`: the answer's bytes.
+
+        `patient`: it may take as long as bytes go either way.
+        """
         sent = {"Authorization": f"Bearer {self._key}", **(headers or {})}
         if json is not None:
             data, sent["Content-Type"] = orjson.dumps(json), "application/json"
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=3600) if patient else self._timeout
         try:
-            async with self._opened().request(method, self.url + path, data=data, headers=sent) as answer:
+            call = self._opened().request(method, self.url + path, data=data, headers=sent, timeout=timeout)
+            async with call as answer:
                 body = await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ConnectionFailed(f"{self.url} is not answering ({error or type(error).__name__}).") from None
@@ -125,7 +131,7 @@ class AsyncClient:
             with path.open("rb") as stream:  # noqa: ASYNC230 - as below
                 query = f"?kind={quote(kind)}&name={quote(name)}"
                 headers = {"Content-Type": "application/octet-stream"}
-                return await self.request("POST", f"/v1/datasets{query}", data=stream, headers=headers)
+                return await self.request("POST", f"/v1/datasets{query}", data=stream, headers=headers, patient=True)
         found = await asyncio.to_thread(_files_below, path)
         listing = {"kind": kind, "name": name, "files": [entry for _, entry in found]}
         try:
@@ -146,7 +152,7 @@ class AsyncClient:
         size = (await asyncio.to_thread(place.stat)).st_size
         with place.open("rb") as stream:
             if size <= PART_BYTES:
-                await self.request("PUT", f"/v1/datasets/files/{sha256}", data=stream)
+                await self.request("PUT", f"/v1/datasets/files/{sha256}", data=stream, patient=True)
                 return
             parts = await asyncio.to_thread(_part_digests, place)
             path, asked = f"/v1/datasets/files/{sha256}/parts", {"parts": parts}
@@ -160,8 +166,9 @@ class AsyncClient:
             for number, part in enumerate(parts):
                 if part in missing:
                     stream.seek(number * PART_BYTES)
-                    await self.request("PUT", f"/v1/datasets/files/{part}", data=stream.read(PART_BYTES))
-            await self.request("POST", path, json=asked)
+                    data = await asyncio.to_thread(stream.read, PART_BYTES)
+                    await self.request("PUT", f"/v1/datasets/files/{part}", data=data, patient=True)
+            await self.request("POST", path, json=asked, patient=True)
 
     async def dataset(self, reference: str) -> dict[str, Any]:
         """By name, digest, or the digest's first digits."""
@@ -243,7 +250,9 @@ class AsyncClient:
 
     async def job_file(self, job_id: str, name: str) -> bytes:
         """A file that the job made; its `result` names it."""
-        return await self.request("GET", f"/v1/jobs/{quote(job_id, safe='')}/files/{quote(name, safe='')}", raw=True)
+        return await self.request(
+            "GET", f"/v1/jobs/{quote(job_id, safe='')}/files/{quote(name, safe='')}", raw=True, patient=True
+        )
 
     # -- bots
 
@@ -300,7 +309,8 @@ class AsyncClient:
         Raises NothingEarlier if there was none.
         """
         model = await self.model(name)
-        champions = [table["aliases"]["champion"]["version"] for table in model["history"] if table["aliases"]]
+        tables = [table["aliases"] for table in model["history"]]
+        champions = [aliases["champion"]["version"] for aliases in tables if "champion" in aliases]
         earlier = [version for version in champions if version != champions[-1]]
         if not earlier:
             raise NothingEarlier(f"{name} had no other champion.")

@@ -28,6 +28,7 @@ from shared.database import connect, upgrade
 from shared.datasets import Datasets
 from shared.jobs.events import event_log
 from shared.jobs.files import JobFiles
+from shared.jobs.retention import sweep_spool
 from shared.jobs.store import SqlJobStore
 from shared.problems import NotReady, install_problem_handlers, problem_responses
 from shared.repository import ModelRepository
@@ -60,6 +61,7 @@ def create_app(settings: GatewaySettings | None = None, store: KeyStore | None =
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         await upstreams.open()
+        await asyncio.to_thread(sweep_spool, settings.home / "spool")
         writing = asyncio.create_task(_write_back(auth))
         yield
         writing.cancel()

@@ -22,6 +22,7 @@ from uuid import uuid4
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from sqlalchemy import JSON, Engine, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from shared.bundles import file_digest, write_atomically
@@ -174,13 +175,12 @@ class Datasets:
         """`put_file` for a digest that is known to be right."""
         target = self._blob(sha256)
         self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-        if self.fs.exists(target):
-            if self.local:
-                os.utime(target)  # young again: it belongs to an upload under way
-        elif self.local:
-            self._install(draft, target)
+        if not self.local:
+            self.fs.put_file(str(draft), target)  # also if it is there: that makes it young again
+        elif self.fs.exists(target):
+            os.utime(target)  # young again: it belongs to an upload under way
         else:
-            self.fs.put_file(str(draft), target)
+            self._install(draft, target)
         with suppress(FileNotFoundError):
             draft.unlink()
 
@@ -225,6 +225,14 @@ class Datasets:
             write_atomically(Path(self._listing(digest)), listing)
         else:
             self.fs.pipe_file(self._listing(digest), listing)
+        if missing := self.missing(files):  # collected before the listing was there to hold them
+            raise MissingFiles(f"{len(missing)} of {len(files)} files are not here any more.", missing=missing)
+        try:
+            return self._known(digest, kind, name, files, by)
+        except IntegrityError:  # somebody added the same one at the same moment
+            return self._known(digest, kind, name, files, by)
+
+    def _known(self, digest: str, kind: str, name: str, files: list[FileOf], by: str) -> tuple[Dataset, bool]:
         with Session(self._engine) as session, session.begin():
             row = session.get(DatasetRow, digest)
             new = row is None
@@ -232,6 +240,8 @@ class Datasets:
                 row = DatasetRow(digest=digest, kind=kind, files=len(files), bytes=sum(item.size for item in files))
                 row.state, row.report, row.created_by = "validating", {}, by
                 session.add(row)
+            elif row.state == "invalid":
+                row.state, row.report = "validating", {}  # added again: perhaps the judgement was at fault
             row.name, row.created_at = name, time.time()  # the newest of a name is what the name means
             return row.as_dataset(), new
 
@@ -325,8 +335,9 @@ class Datasets:
     def collect(self, now: float | None = None) -> int:
         """Delete files that no data set holds and that are a day old; how many."""
         now = time.time() if now is None else now
-        held = {item.sha256 for digest in self._digests() for item in self.files(digest)}
         blobs: Any = self.fs.find(f"{self.root}/blobs", detail=True)
+        # In this order: a data set that is added meanwhile is seen, or looks for its files after they have gone.
+        held = {item.sha256 for digest in self._digests() for item in self.files(digest)}
         doomed = [
             path
             for path, about in blobs.items()

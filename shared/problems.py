@@ -3,8 +3,8 @@
     FourfoldError
     ├── InputError 400 ── UnsupportedMedia 415 · PayloadTooLarge 413 · Unprocessable 422
     ├── Unauthenticated 401 · Forbidden 403 · NotFound 404 · MethodNotAllowed 405 · Conflict 409
-    ├── RateLimited 429 · Overloaded 503 · NotReady 503 · UpstreamUnavailable 503
-    ├── DeadlineExceeded 504 · NotSupported 501
+    ├── RateLimited 429 · Overloaded 503 · NotReady 503 · UpstreamUnavailable 503 · DatabaseUnavailable 503
+    ├── DeadlineExceeded 504 · NotSupported 501 · DiskFull 507
     └── InternalError 500
 
 Domains subclass these with a `code` and a `title` of their own; the status is inherited, so only this file knows HTTP.
@@ -13,6 +13,7 @@ Domains subclass these with a `code` and a `title` of their own; the status is i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from errno import EDQUOT, ENOSPC
 from typing import Any, ClassVar
 
 import orjson
@@ -20,6 +21,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, create_model
+from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -121,6 +123,18 @@ class UpstreamUnavailable(FourfoldError):
     status = 503
     code = "upstream-unavailable"
     title = "The service behind the gateway is not answering"
+
+
+class DatabaseUnavailable(FourfoldError):
+    status = 503
+    code = "database-unavailable"
+    title = "The database is not answering"
+
+
+class DiskFull(FourfoldError):
+    status = 507
+    code = "disk-full"
+    title = "The server's disk is full"
 
 
 class DeadlineExceeded(FourfoldError):
@@ -233,10 +247,17 @@ def install_problem_handlers(app: FastAPI) -> None:
                 problem = _from_validation(error)
             case HTTPException():
                 problem = _from_http_exception(error)
+            case OperationalError() | InterfaceError():
+                log.error("the database is away", error=type(error.orig).__name__)
+                problem = DatabaseUnavailable("Nothing was changed, or it is not known: repeat it.", retry_after=1)
+            case OSError() if error.errno in (ENOSPC, EDQUOT):
+                log.error("a disk is full", path=request.url.path)
+                problem = DiskFull("Nothing was kept of this request; whoever runs the server has to make room.")
             case _:
                 log.exception("unhandled error", path=request.url.path, exc_info=error)
                 problem = InternalError("An unexpected error; the request id finds it in the log.")
         return problem_response(problem, path=request.url.path, request_id=request_id_of(request))
 
-    for kind in (FourfoldError, RequestValidationError, HTTPException, Exception):
+    kinds = (FourfoldError, RequestValidationError, HTTPException, OperationalError, InterfaceError, OSError, Exception)
+    for kind in kinds:
         app.add_exception_handler(kind, answer)

@@ -110,7 +110,11 @@ class ModelRepository:
             with suppress(FileExistsError):
                 self._create(f"{base}/{version}/claim", b"")
                 break
-        final = self._place(bundle, version, parent, key)
+        try:
+            final = self._place(bundle, version, parent, key)
+        except BaseException:
+            self._clear(bundle, version)  # a disk that is full should not stay so
+            raise
         if key is not None:
             # Whoever creates this file has published; it holds the manifest, so that anybody can finish the job.
             self.fs.makedirs(f"{base}/made", exist_ok=True)
@@ -118,9 +122,17 @@ class ModelRepository:
                 self._create(f"{base}/made/{key}.json", final.model_dump_json(indent=1).encode())
             made = self.made_by(name, key)
             if made is not None:
+                if made != version:
+                    self._clear(bundle, version)
                 return made
         self._create(f"{base}/{version}/{MANIFEST}", final.model_dump_json(indent=1).encode())
         return version
+
+    def _clear(self, bundle: Bundle, version: int) -> None:
+        """Delete the files of a version that will never be visible; its number stays taken."""
+        for file in bundle.manifest.files:
+            with suppress(OSError):
+                self.fs.rm_file(f"{self.root}/{bundle.manifest.name}/{version}/{file}")
 
     def made_by(self, name: str, key: str) -> int | None:
         """The version that was published under `key`, made visible if its publisher did not get that far."""

@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import gc
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -46,10 +47,11 @@ ORT_DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 # Up to this many bytes a request joins others in one run; above it the copy costs more than the call saves.
 CONCATENATE_BYTES = 64 << 10
+RETRY_SECONDS = 60.0  # longest wait before a version that cannot be loaded is tried again
 
 MODEL_REQUESTS = Counter("fourfold_model_requests", "Requests taken by a model version.", ["model", "version"])
 MODEL_LOADED = Gauge(
-    "fourfold_model_loaded", "1 for each version in memory.", ["model", "version"], multiprocess_mode="livemax"
+    "fourfold_model_loaded", "Copies of each version in memory.", ["model", "version"], multiprocess_mode="livesum"
 )
 
 
@@ -181,6 +183,7 @@ class LoadedModel:
         self.idle = asyncio.Event()
         self.idle.set()
         self.requests = MODEL_REQUESTS.labels(name, version)
+        MODEL_LOADED.labels(name, version).inc()  # a version may be loaded anew while its last requests end
 
     @property
     def tag(self) -> str:
@@ -204,7 +207,7 @@ class LoadedModel:
         """Wait until the last lease is returned, then free the model's memory."""
         await self.idle.wait()
         await self.batcher.close()
-        MODEL_LOADED.remove(self.name, self.version)
+        MODEL_LOADED.labels(self.name, self.version).dec()
         del self.predictor, self.session
         await asyncio.to_thread(_return_memory)
 
@@ -234,9 +237,12 @@ class ModelHost:
         self._load = load
         self._pretrained = pretrained
         self._table = AliasTable()
+        self._tried = AliasTable()
+        self._again = 0.0  # when to try it again if it failed, on the monotonic clock
         self._models: dict[int, LoadedModel] = {}
         self._champion: LoadedModel | None = None
         self._canary: tuple[LoadedModel, float] | None = None
+        self._failures = 0  # in a row; each costs a load, so they grow rarer
         self._changing = asyncio.Lock()
         self._following: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
@@ -287,12 +293,17 @@ class ModelHost:
                 return
             try:
                 newer = await asyncio.to_thread(self._newer_table, first)
-                if newer is None:
+                if newer is None or (newer == self._tried and not first and time.monotonic() < self._again):
                     return
+                if newer != self._tried:
+                    self._tried, self._failures = newer, 0
                 await self._follow_table(newer)
-                self._table = newer
+                self._table, self._failures = newer, 0
                 self.reason = ""
             except Exception as error:
+                self._failures += 1
+                pause = self.settings.alias_poll_seconds * 2 ** min(self._failures, 10)
+                self._again = time.monotonic() + min(pause, RETRY_SECONDS)
                 reason = f"{type(error).__name__}: {error}"
                 if reason != self.reason:
                     log.error("cannot follow the aliases", model=self.name, exc_info=error)
@@ -311,7 +322,11 @@ class ModelHost:
         if champion is None:
             raise NotFound(f"The model {self.name} has no champion yet.")
         champion_model = await self._loaded(champion)
-        canary_model = (await self._loaded(canary.version), canary.weight) if canary else None
+        try:
+            canary_model = (await self._loaded(canary.version), canary.weight) if canary else None
+        except Exception:
+            self._serve(champion_model, None)  # a bad canary keeps nobody from promoting or rolling back
+            raise
         self._serve(champion_model, canary_model)
         log.info("serving", model=self.name, champion=champion, canary=canary.version if canary else None)
 
@@ -320,7 +335,6 @@ class ModelHost:
         if model is None:
             model = await asyncio.to_thread(self._load_version, version)
             self._models[version] = model
-            MODEL_LOADED.labels(self.name, version).set(1)
         return model
 
     def _load_version(self, version: int) -> LoadedModel:

@@ -38,6 +38,9 @@ class Settings(BaseSettings):
         default=20.0, ge=0.5, le=3600, description="How long a job stays with a worker that is not heard of."
     )
     job_time_limit_seconds: float = Field(default=86_400.0, gt=0, le=30 * 86_400, description="Of one job.")
+    job_files_days: float = Field(
+        default=90.0, gt=0, description="How long logs, checkpoints and files of an ended job are kept."
+    )
     default_train_queue: Literal["train.cpu", "train.gpu"] = Field(
         default="train.cpu", description="Where trainings go that do not ask for a device."
     )

@@ -1,5 +1,6 @@
-"""What every suite may use: the house's database on SQLite, and on PostgreSQL where it is installed."""
+"""What every suite may use: the house's database on SQLite, on PostgreSQL where it is installed; and a local S3."""
 
+import logging
 from uuid import uuid4
 
 import psycopg
@@ -42,3 +43,30 @@ def postgres(postgres_url):
     engine = _house(f"{postgres_url}/{name}")
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """A local server that speaks S3, and is where s3fs looks."""
+    from moto.server import ThreadedMotoServer  # a second to import, and few suites need it
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server):
+    """The URL of an empty bucket of this test."""
+    import s3fs
+
+    url = f"s3://b{uuid4().hex}"
+    s3fs.S3FileSystem().mkdir(url)
+    return url

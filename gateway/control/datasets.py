@@ -21,6 +21,7 @@ from shared.bodies import spool_body
 from shared.datasets import Dataset, DatasetBusy, Datasets, FileOf, MissingFiles
 from shared.jobs.model import Job, new_job_id
 from shared.jobs.store import JobStore
+from shared.jobs.submission import judged
 from shared.problems import (
     NotFound,
     PayloadTooLarge,
@@ -163,9 +164,10 @@ async def listing(
 
 
 @router.get("/{reference}", responses=problem_responses(NotFound))
-async def get(reference: str, store: Store, _: Trainer) -> Dataset:
+async def get(reference: str, request: Request, store: Store, _: Trainer) -> Dataset:
     """A data set by its name, its digest, or the digest's first eight digits or more."""
-    return await asyncio.to_thread(store.resolve, reference)
+    jobs: JobStore = request.app.state.jobs
+    return await asyncio.to_thread(lambda: judged(store, jobs, store.resolve(reference)))
 
 
 @router.delete(

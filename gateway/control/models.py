@@ -158,6 +158,8 @@ async def set_alias(
     """
 
     def change() -> AliasTable:
+        # What the gate looks at must still hold when the alias moves.
+        generation = models.aliases(name).generation if asked.expected_generation is None else asked.expected_generation
         if alias == CHAMPION:
             if asked.version is None:
                 raise Unprocessable("A model keeps its champion; name a version.")
@@ -169,7 +171,7 @@ async def set_alias(
             alias,
             asked.version,
             weight=1.0 if alias == CHAMPION else asked.weight,
-            expected_generation=asked.expected_generation,
+            expected_generation=generation,
             by=who.id,
             reason=reason,
         )

@@ -35,9 +35,10 @@ def check_promotion(models: ModelRepository, name: str, version: int) -> None:
         bound = difference.high if difference.higher_is_better else difference.low
         sign = 1 if difference.higher_is_better else -1
         if bound is not None and sign * bound < 0:
+            about = f"; {difference.description}" if difference.description else ""
             raise WorseThanChampion(
                 f"Beside version {champion} on the same held-out data, {comparison.metric} differs by "
-                f"{difference.value:+.4f} (95 %: {difference.low:+.4f} to {difference.high:+.4f}). "
+                f"{difference.value:+.4f} (95 %: {difference.low:+.4f} to {difference.high:+.4f}{about}). "
                 "Force it with a reason if you must.",
                 comparison=comparison.model_dump(),
             )

@@ -100,6 +100,16 @@ def bootstrap(
     return float(low), float(high)
 
 
+def widened(value: float, low: float, high: float, groups: int) -> tuple[float, float]:
+    """The interval of a bootstrap over few groups, which comes out too narrow, expanded: √(n/(n−1)) for the variance
+    that resampling n groups loses, t(n−1)/z for its being estimated (Hesterberg 2015, What Teachers Should Know about
+    the Bootstrap). One group stays as it is."""
+    if groups < 2:
+        return low, high
+    factor = float(np.sqrt(groups / (groups - 1)) * stats.t.ppf(0.975, groups - 1) / stats.norm.ppf(0.975))
+    return value - factor * (value - low), value + factor * (high - value)
+
+
 def monotone_share(predicted_N: Scores, series_N: Sequence[Any], strength_N: Sequence[int]) -> float:
     """Share of neighbouring strengths of one series (source and kind) whose score falls as the strength grows, 0–1."""
     by_series: dict[Any, list[tuple[int, float]]] = {}

@@ -17,7 +17,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from services.iqa.datasets import Record
-from services.iqa.evaluate import bootstrap, monotone_share, read_pixels, score_records, srcc, summary
+from services.iqa.evaluate import bootstrap, monotone_share, read_pixels, score_records, srcc, summary, widened
 from services.iqa.model import LEVELS, PMTIQA, ServedGraph
 from services.iqa.schemas import TrainConfig
 from shared.bundles import Bundle, Comparison, Metric, TensorSpec, library_versions, write_manifest
@@ -130,9 +130,12 @@ def beside(fp32: Path, champion: Bundle, test: list[Record]) -> Comparison:
 
     everything = np.arange(len(test), dtype=float)
     sources = [record.source for record in test]
-    # One photograph cannot be resampled; then the images are, which makes too narrow an interval, not none.
-    low, high = bootstrap(difference, everything, labels, sources if len(set(sources)) > 1 else None)
-    figure = Metric(value=difference(everything, labels), low=low, high=high, n=len(test))
+    value, photographs = difference(everything, labels), len(set(sources))
+    # One photograph cannot be resampled; then its images are, and the interval says nothing of other photographs.
+    interval = bootstrap(difference, everything, labels, sources if photographs > 1 else None)
+    low, high = widened(value, *interval, photographs)
+    about = "of one photograph" if photographs == 1 else f"{photographs} photographs resampled"
+    figure = Metric(value=value, low=low, high=high, n=len(test), description=about)
     return Comparison(champion=champion.manifest.version or 1, metric="srcc", difference=figure)
 
 

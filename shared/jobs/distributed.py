@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -56,6 +57,7 @@ def run_recipe(module: str, config: RecipeConfig, data: Path, context: TrainingC
 def launch(module: str, config: DistributedConfig, data: Path, context: TrainingContext) -> Path:
     """`run_recipe` for several processes."""
     folder = context.artefact("ranks")
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run from a shell
     folder.mkdir()
     champion = context.champion()
     task = {"module": module, "config": config.model_dump(), "data": str(data), "champion": str(champion or "")}
@@ -70,8 +72,6 @@ def launch(module: str, config: DistributedConfig, data: Path, context: Training
         finally:
             launcher.terminate()
             launcher.wait()
-    for line in (folder / "log.txt").read_text(errors="replace").splitlines():
-        context.logger.info("%s", line)
     result = folder / "result.json"
     if launcher.returncode or not result.exists():
         if (reason := context.should_stop()) is not None:
@@ -85,9 +85,11 @@ def launch(module: str, config: DistributedConfig, data: Path, context: Training
 def _follow(launcher: subprocess.Popen[bytes], folder: Path, context: TrainingContext) -> None:
     events = folder / "events.jsonl"
     events.touch()
-    with events.open() as stream:
+    with events.open() as stream, (folder / "log.txt").open(errors="replace") as log:
         while True:
             ended = launcher.poll() is not None
+            while said := log.readline():
+                context.logger.info("%s", said.rstrip("\n"))
             while line := stream.readline():
                 event = json.loads(line)
                 if event is None:

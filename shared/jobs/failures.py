@@ -7,6 +7,9 @@ from typing import Any
 
 from shared.problems import FourfoldError, problem_document
 
+# torch's words, of a build without CUDA and of a machine without a GPU or its driver.
+_NO_GPU = ("not compiled with CUDA enabled", "No CUDA GPUs are available", "Found no NVIDIA driver")
+
 
 def failure_document(error: Exception) -> dict[str, Any]:
     """The problem that a job ends with: a sentence to act on, without paths; the log has the rest."""
@@ -22,5 +25,8 @@ def failure_document(error: Exception) -> dict[str, Any]:
     if isinstance(error, MemoryError) or of_torch:
         detail = "The job needs more memory than there is; the last checkpoint is kept. Try a smaller batch."
         return {"title": "Out of memory", "detail": detail}
+    if any(words in str(error) for words in _NO_GPU):
+        detail = "The job asks for a GPU and its worker has none that it can use. Set device to 'auto' or 'cpu'."
+        return {"title": "There is no GPU", "detail": detail}
     detail = f"An unexpected {type(error).__name__}; the job's log says where."
     return {"title": "The job failed", "detail": detail}

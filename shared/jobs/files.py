@@ -33,6 +33,15 @@ class JobFiles:
                 with suppress(FileNotFoundError):
                     self.fs.rm_file(f"{self._folder(job_id)}/checkpoint.{earlier}.safetensors")
 
+    def forget(self, job_id: str) -> None:
+        """Delete all that a job left."""
+        with suppress(FileNotFoundError):
+            self.fs.rm(self._folder(job_id), recursive=True)
+
+    def job_ids(self) -> list[str]:
+        """The jobs that left something."""
+        return names_in(self.fs, self.root)
+
     def drop_checkpoints(self, job_id: str) -> None:
         """Forget every checkpoint of a job that needs none any more."""
         for attempt in self._attempts(job_id, "checkpoint"):
@@ -72,10 +81,14 @@ class JobFiles:
         """Up to `limit` bytes of the logs of all attempts, one after the other, from byte `start` on."""
         text = b""
         for attempt in self._attempts(job_id, "log"):
+            path = f"{self._folder(job_id)}/log.{attempt}.txt"
             with suppress(FileNotFoundError):
-                kept: Any = self.fs.cat_file(f"{self._folder(job_id)}/log.{attempt}.txt")
-                text += kept
-        return text[start : start + limit]
+                size = int(self.fs.size(path) or 0)
+                if start < size and len(text) < limit:
+                    part: Any = self.fs.cat_file(path, start=start, end=min(size, start + limit - len(text)))
+                    text += part
+                start = max(0, start - size)
+        return text
 
     def _folder(self, job_id: str) -> str:
         return f"{self.root}/{job_id}"

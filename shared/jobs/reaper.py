@@ -1,4 +1,4 @@
-"""Sees that no accepted job is forgotten: publishes what is QUEUED, takes jobs from workers that are gone.
+"""Sees that no accepted job is forgotten: publishes what is QUEUED, takes jobs from workers that are gone; and tidies.
 
     python -m shared.jobs.reaper
 
@@ -11,17 +11,22 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 import structlog
 
 from shared.database import connect, upgrade
+from shared.datasets import Datasets
+from shared.jobs.files import JobFiles
 from shared.jobs.queue import CeleryQueue, Queue, celery_app, task_id
+from shared.jobs.retention import tidy
 from shared.jobs.store import JobStore, SqlJobStore, published, recover
 from shared.settings import Settings, load_settings
 from shared.telemetry import configure_logging
 
 PUBLISH_SECONDS = 0.2
 RECOVER_SECONDS = 1.0
+TIDY_SECONDS = 3600.0
 FORGOTTEN_SECONDS = 5.0  # a QUEUED job published longer ago that waits in no queue is published again
 log = structlog.get_logger(__name__)
 
@@ -51,10 +56,11 @@ def _publish(store: JobStore, queue: Queue, job_ids: list[str]) -> int:
 class Reaper:
     """The loop over one store and one queue."""
 
-    def __init__(self, store: JobStore, queue: Queue) -> None:
+    def __init__(self, store: JobStore, queue: Queue, tidy: Callable[[], int] = lambda: 0) -> None:
         self._store = store
         self._queue = queue
-        self._due = {"recover": 0.0, "forgotten": 0.0}
+        self._tidy = tidy
+        self._due = {"recover": 0.0, "forgotten": 0.0, "tidy": time.monotonic() + TIDY_SECONDS}
         self._troubled = ""
 
     def step(self) -> None:
@@ -68,6 +74,8 @@ class Reaper:
                 again := publish_forgotten(self._store, self._queue, time.time())
             ):
                 log.warning("the broker had forgotten jobs", jobs=again)
+            if self._is_due("tidy", TIDY_SECONDS) and (gone := self._tidy()):
+                log.info("deleted what nobody needs", files=gone)
             self._troubled = ""
         except Exception as error:
             trouble = type(error).__name__
@@ -90,7 +98,10 @@ def main() -> None:
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    reaper = Reaper(SqlJobStore(connect(settings.database_location)), CeleryQueue(celery_app(settings)))
+    engine = connect(settings.database_location)
+    store, files, datasets = SqlJobStore(engine), JobFiles(settings.jobs_location), Datasets(engine, settings)
+    queue = CeleryQueue(celery_app(settings))
+    reaper = Reaper(store, queue, lambda: tidy(store, files, datasets, settings.job_files_days))
     (settings.home / "run").mkdir(parents=True, exist_ok=True)
     while not ended.is_set():
         reaper.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import threading
@@ -13,12 +14,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import structlog
 from numpy.typing import NDArray
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from shared.bundles import Comparison
 from shared.datasets import Datasets, Report
@@ -30,6 +30,7 @@ from shared.jobs.failures import failure_document
 from shared.jobs.files import JobFiles
 from shared.jobs.mirror import Mirror
 from shared.jobs.model import Job, JobState, LeaseLost, Point
+from shared.jobs.retention import scratch_folder
 from shared.jobs.store import JobStore, claim, finish, heartbeat, release
 from shared.problems import Unprocessable
 from shared.repository import ModelRepository
@@ -69,9 +70,9 @@ def run_job(place: Workplace, job_id: str) -> None:
         log.info("nothing to do: the job is taken or has ended", job=job_id)
         return
     log.info("job started", job=job.id, kind=job.kind, domain=job.domain, attempt=job.attempt)
-    with TemporaryDirectory(prefix="fourfold-job-") as scratch, ExitStack() as stack:
-        heart = Heart(place, job, Path(scratch))
-        context = WorkerContext(place, job, Path(scratch), heart, stack)
+    with scratch_folder() as scratch, ExitStack() as stack:
+        heart = Heart(place, job, scratch)
+        context = WorkerContext(place, job, scratch, heart, stack)
         stack.enter_context(heart)
         outcome, content = _attempt(place, job, context)
         _conclude(place, job, heart, outcome, content)
@@ -119,7 +120,7 @@ def _conclude(
         return
     with suppress(LeaseLost):  # then it belongs to another attempt, which has the last word
         persist(last_word)
-        if outcome is JobState.SUCCEEDED:
+        if outcome in (JobState.SUCCEEDED, StopReason.USER):
             with suppress(OSError):
                 place.files.drop_checkpoints(job.id)
 
@@ -132,7 +133,8 @@ def persist(call: Callable[[], T], seconds: float = PERSIST_SECONDS) -> T:
         try:
             return call()
         except DBAPIError as error:
-            if time.monotonic() > ends:
+            away = error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+            if not away or time.monotonic() > ends:  # a value that it does not take, it never takes
                 raise
             log.warning("the database is away", error=type(error.orig).__name__)
             time.sleep(pause)
@@ -212,7 +214,7 @@ class WorkerContext(LocalContext):
         self._job = job
         self._heart = heart
         self._stack = stack
-        self._started = time.time()
+        self._started = time.monotonic()
         self.mirror = Mirror(place.settings.mlflow_url if job.kind == "train" else None, job)
         self._first: int | None = None  # the step of this attempt's first report
         self.logger = logging.getLogger(f"fourfold.job.{job.id}")
@@ -233,8 +235,10 @@ class WorkerContext(LocalContext):
         place, job = self._place, self._job
         now = time.time()
         self._first = step - 1 if self._first is None else self._first
-        left = (now - self._started) / max(1, step - self._first) * (total - step)
-        point = Point(step, now, {name: float(value) for name, value in metrics.items()})
+        left = (time.monotonic() - self._started) / max(1, step - self._first) * (total - step)
+        # JSON, and with it PostgreSQL, has no NaN and no infinity: the log has told of them.
+        finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        point = Point(step, now, finite)
         persist(
             lambda: heartbeat(
                 place.store,

@@ -185,7 +185,10 @@ def recover(store: JobStore, now: float | None = None) -> list[Job]:
         if job.cancel_requested_at:
             return _ended(job, JobState.CANCELLED)
         if job.lost_leases >= job.max_attempts:
-            detail = f"The worker was lost {job.lost_leases} times; the job is given up."
+            detail = (
+                f"The worker was lost {job.lost_leases} times, at last after step {job.step}; the job is given up, its "
+                "last checkpoint is kept. Mostly the machine has too little memory for it: try a smaller batch."
+            )
             return replace(_ended(job, JobState.FAILED), problem={"title": "The worker was lost", "detail": detail})
         return _requeued(job)
 

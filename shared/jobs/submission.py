@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 
 from shared.about import PRINCIPAL_HEADER
 from shared.database import connect
-from shared.datasets import Dataset, Datasets, DatasetUnusable
+from shared.datasets import Dataset, Datasets, DatasetUnusable, Finding, Report
 from shared.jobs.config import ConfigInvalid, RecipeConfig, read_config
 from shared.jobs.model import IdempotencyConflict, Job, new_job_id
 from shared.jobs.store import JobStore, SqlJobStore
@@ -42,6 +42,17 @@ def accepted(job: Job) -> JSONResponse:
         id=job.id, state=job.state, links={"self": here, "events": f"{here}/events", "logs": f"{here}/logs"}
     )
     return JSONResponse(body.model_dump(), status_code=202, headers={"Location": here})
+
+
+def judged(datasets: Datasets, store: JobStore, dataset: Dataset) -> Dataset:
+    """`dataset`, invalid if it waits for a validation that failed, was cancelled or was given up."""
+    if dataset.state == "validating" and not store.refers_to(dataset.digest):
+        dataset = datasets.get(dataset.digest)  # the job may have ended in between, with a report
+        if dataset.state == "validating":
+            told = "its validation ended without a report; the job says why. Add it again to repeat it"
+            report = Report(state="invalid", findings=[Finding(file=".", problem=told)])
+            return dataset.model_copy(update={"state": "invalid", "report": report.model_dump(exclude_none=True)})
+    return dataset
 
 
 def check_dataset(dataset: Dataset, kind: str, config: RecipeConfig) -> None:
@@ -104,7 +115,7 @@ def job_router(name: str, path: str, kind: str, config_type: type[RecipeConfig],
         ).hexdigest()
 
         def commit() -> Job:
-            dataset = datasets.resolve(asked.dataset)
+            dataset = judged(datasets, store, datasets.resolve(asked.dataset))
             check_dataset(dataset, name, config)
             job = Job(
                 id=new_job_id(),

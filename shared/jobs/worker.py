@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ def main() -> None:
     def run_task(job_id: str) -> None:
         # Everything with a connection is made here, in the child, which is not to outlive the worker.
         end_with_parent()
+        with suppress(OSError):  # Linux only: where memory ends, the kernel ends a training, and not the broker
+            Path("/proc/self/oom_score_adj").write_text("500")
         engine = connect(settings.database_location)
         store = SqlJobStore(engine)
         wanted = store.get(job_id).config.get("processes", 1)

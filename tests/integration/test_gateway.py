@@ -108,7 +108,7 @@ class Stack:
         return subprocess.Popen([*command, "--app-dir", str(self.folder)], env=self.environment)
 
     async def wait(self):
-        async with aiohttp.ClientSession() as session, asyncio.timeout(30):
+        async with aiohttp.ClientSession() as session, asyncio.timeout(90):
             while True:
                 try:
                     async with session.get(f"{self.url}/readyz") as answer:

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from shared.bundles import Comparison, Metric
@@ -19,6 +20,7 @@ class TrainConfig(DistributedConfig):
     seconds: float = Field(default=0.0, ge=0, description="Of an epoch.")
     fail: str = Field(default="", description="memory, disk, diverged, bug, kill or deaf")
     quality: float = 0.0  # beside the champion
+    odd: str = Field(default="", description="a number to report beside the loss, such as nan")
 
 
 def add_up(config, context, seconds, *, deaf=False, after=lambda epoch: None):
@@ -35,7 +37,8 @@ def add_up(config, context, seconds, *, deaf=False, after=lambda epoch: None):
                 raise JobStopped(reason)
         total = total + np.random.default_rng([config.seed, epoch]).random(4, np.float32)
         context.checkpoint({"epoch": np.array([epoch + 1]), "total": total})
-        context.report(step=epoch + 1, total=config.epochs, loss=1 / (epoch + 1))
+        odd = {"odd": float(config.odd)} if getattr(config, "odd", "") else {}
+        context.report(step=epoch + 1, total=config.epochs, loss=1 / (epoch + 1), **odd)
         after(epoch)
     return total
 
@@ -71,6 +74,8 @@ def _fail(how):
             raise OSError(28, "No space left on device")
         case "diverged":
             raise Unprocessable("The loss is not finite at step 2.", step=2)
+        case "gpu":
+            torch.zeros(1, device="cuda")
         case "bug":
             raise KeyError("secret /path")
         case "kill":

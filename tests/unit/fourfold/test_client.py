@@ -2,6 +2,9 @@
 
 import asyncio
 import hashlib
+import os
+import signal
+import sys
 from contextlib import asynccontextmanager
 
 import pytest
@@ -153,3 +156,27 @@ async def test_the_plain_client_works_inside_a_running_loop():
                 return client.ready()
 
         assert await asyncio.to_thread(ask) == {"status": "ready"}
+
+
+async def test_ctrl_c_detaches_from_a_job_with_one_line():
+    async def handler(request):
+        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await answer.prepare(request)
+        await answer.write(b'event: progress\ndata: {"step":1,"total":2,"metrics":{"loss":0.5},"seconds_left":3}\n\n')
+        await asyncio.sleep(60)
+        return answer
+
+    async with serving(handler) as url:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "fourfold.cli", "jobs", "watch", "j"),
+            env={**os.environ, "FOURFOLD_URL": url, "FOURFOLD_KEY": "ff_key"},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            # A shell starts background jobs with it ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        assert process.stdout is not None
+        assert await asyncio.wait_for(process.stdout.readline(), 60) == b"1/2  loss 0.5  3 s left\n"
+        process.send_signal(signal.SIGINT)
+        _, told = await asyncio.wait_for(process.communicate(), 20)
+        assert told.decode().split("\n") == ["", "detached; the job goes on. Follow it with: fourfold jobs watch j", ""]

@@ -6,9 +6,11 @@ import io
 import time
 import zipfile
 from dataclasses import replace
+from errno import ENOSPC
 
 import httpx
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
@@ -98,12 +100,62 @@ async def test_too_large_an_upload_is_broken_off(tmp_path):
         assert not list((tmp_path / "home" / "spool").iterdir())
 
 
+async def test_a_validation_that_ended_without_a_report_is_told_and_can_be_repeated(app, client):
+    body = zipped(a="1")
+    digest = (await client.post("/v1/datasets?kind=iqa&name=mine", content=body)).json()["digest"]
+    assert (await client.get("/v1/datasets/mine")).json()["state"] == "validating"
+    jobs.cancel(app.state.jobs, app.state.jobs.page()[0].id)
+    told = (await client.get("/v1/datasets/mine")).json()
+    assert told["state"] == "invalid"
+    assert "Add it again" in told["report"]["findings"][0]["problem"]
+    assert (await client.post("/v1/datasets?kind=iqa&name=mine", content=body)).json()["digest"] == digest
+    assert [job.state for job in app.state.jobs.page()] == ["queued", "cancelled"]
+
+
+async def test_a_body_of_no_upload_has_a_limit_and_is_not_read_without_a_key(tmp_path):
+    app = create_app(GatewaySettings(home=tmp_path / "home", max_body_bytes=2000))
+    read = []
+
+    async def body():
+        for _ in range(10):
+            read.append(1)
+            yield b" " * 1000
+
+    async with running(app) as client:
+        refused = await client.post("/v1/datasets/listings", content=body(), headers={"X-API-Key": "ff_wrong"})
+        assert (refused.status_code, read) == (401, [])
+        client.headers["Authorization"] = f"Bearer {(tmp_path / 'home' / 'key').read_text().strip()}"
+        answer = await client.post("/v1/datasets/listings", content=body())
+        assert (answer.status_code, answer.json()["type"]) == (413, "urn:fourfold:problem:payload-too-large")
+        assert (
+            (await client.post("/v1/datasets?kind=iqa&name=x", content=body())).json()["type"].endswith("bad-archive")
+        )
+
+
 async def test_a_data_set_in_use_stays(app, client):
     digest = (await client.post("/v1/datasets?kind=iqa&name=mine", content=zipped(a="1"))).json()["digest"]
     assert (await client.delete(f"/v1/datasets/{digest}")).json()["type"].endswith("dataset-busy")
     jobs.cancel(app.state.jobs, app.state.jobs.page()[0].id)
     assert (await client.delete(f"/v1/datasets/{digest}")).status_code == 204
     assert (await client.get(f"/v1/datasets/{digest}")).status_code == 404
+
+
+async def test_a_full_disk_and_a_database_that_is_away_are_told_as_such(app, client, monkeypatch):
+    def full(*_):
+        raise OSError(ENOSPC, "No space left on device", "/secret/path")
+
+    def away(*_, **__):
+        raise OperationalError("SELECT secret", {}, Exception("gone"))
+
+    monkeypatch.setattr(app.state.datasets, "add_archive", full)
+    answer = await client.post("/v1/datasets?kind=iqa&name=mine", content=zipped(a="1"))
+    assert (answer.status_code, answer.json()["type"]) == (507, "urn:fourfold:problem:disk-full")
+    assert not list((app.state.settings.home / "spool").iterdir())
+    monkeypatch.setattr(app.state.jobs, "page", away)
+    refused = await client.get("/v1/jobs")
+    assert (refused.status_code, refused.json()["type"]) == (503, "urn:fourfold:problem:database-unavailable")
+    assert refused.headers["Retry-After"] == "1"
+    assert "secret" not in answer.text + refused.text
 
 
 # -- jobs
@@ -186,6 +238,18 @@ async def test_promotion_rollback_and_history(app, client, tmp_path):
     assert [item["name"] for item in (await client.get("/v1/models")).json()["models"]] == ["toy"]
     assert (await client.get("/v1/models/toy/versions/2")).json()["version"] == 2
     assert (await client.get("/v1/models/none")).status_code == 404
+
+
+async def test_a_champion_that_changes_while_the_gate_looks_is_a_conflict(app, client, tmp_path, monkeypatch):
+    repository = app.state.models
+    for factor in (1.0, 2.0):
+        repository.publish(toy_bundle(tmp_path / f"bundle{factor}", factor=factor))
+    repository.set_alias("toy", "champion", 1)
+    slow = lambda models, name, version: models.set_alias(name, "canary", 2)  # noqa: E731 - somebody else, meanwhile
+    monkeypatch.setattr("gateway.control.models.check_promotion", slow)
+    answer = await client.put("/v1/models/toy/aliases/champion", json={"version": 2})
+    assert (answer.status_code, answer.json()["type"]) == (409, "urn:fourfold:problem:alias-conflict")
+    assert repository.aliases("toy").champion == 1
 
 
 async def test_a_comparison_is_a_job(app, client, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.iqa.datasets import BadDataset
-from services.iqa.evaluate import bootstrap, krcc, monotone_share, plcc, read_pixels, srcc, summary
+from services.iqa.evaluate import bootstrap, krcc, monotone_share, plcc, read_pixels, srcc, summary, widened
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -99,3 +99,20 @@ def test_an_unreadable_image_is_named(tmp_path: Path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(BadDataset, match=r"broken\.png"):
         read_pixels(tmp_path / "broken.png")
+
+
+def test_an_interval_over_few_photographs_covers_what_it_says():
+    """95 % of intervals should hold the true mean; the plain bootstrap over four groups holds it far more seldom."""
+    random = np.random.default_rng(0)
+    plain, wide = 0, 0
+    for seed in range(200):
+        groups = np.repeat(np.arange(4), 5)
+        values = random.normal(0, 1, 4)[groups] + random.normal(0, 0.2, 20)
+        low, high = bootstrap(lambda chosen, _: float(chosen.mean()), values, values, list(groups), seed=seed)
+        plain += low <= 0 <= high
+        low, high = widened(float(values.mean()), low, high, 4)
+        wide += low <= 0 <= high
+    assert plain < 0.86 * 200
+    assert wide > 0.92 * 200
+    assert widened(0.0, -1.0, 1.0, 1) == (-1.0, 1.0)
+    assert widened(0.0, -1.0, 1.0, 10_000) == pytest.approx((-1, 1), abs=1e-3)

@@ -1,12 +1,14 @@
 """POST /v1/iqa/training-jobs: what is accepted, what is not, and that one key makes one job."""
 
 import hashlib
+import time
 
 import pytest
 
 from services.iqa.api import DOMAIN
 from shared.database import connect, upgrade
 from shared.datasets import Datasets, FileOf, Finding, Report
+from shared.jobs.model import Job, new_job_id
 from shared.jobs.store import SqlJobStore
 from shared.service import create_service
 from shared.settings import ServiceSettings
@@ -38,7 +40,10 @@ def made(datasets, tmp_path, state="valid", kind="iqa", name="photos", findings=
     sha256 = hashlib.sha256(data).hexdigest()
     datasets.put_file(draft, sha256)
     dataset, _ = datasets.add(kind, name, [FileOf(path="a", sha256=sha256, size=len(data))], "me")
-    if state != "validating":
+    if state == "validating":
+        job = Job(new_job_id(), "validate", kind, "batch", {}, time.time(), dataset=dataset.digest)
+        SqlJobStore(datasets._engine).submit(job)
+    else:
         datasets.judge(
             dataset.digest, Report.model_validate({"state": state, "findings": list(findings), "counts": {}})
         )

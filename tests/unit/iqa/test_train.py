@@ -140,6 +140,9 @@ def test_a_finished_training_is_not_repeated(folder: Path, fitted: tuple[PMTIQA,
 
 def test_two_processes_end_where_one_does(folder: Path, bundle: Bundle, tmp_path: Path):
     config = TINY.model_copy(update={"processes": 2})
+    stale = tmp_path / "artefacts" / "ranks"  # of an earlier run in the same folder
+    stale.mkdir(parents=True)
+    (stale / "stop").write_text("shutdown")
     shared = Bundle.open(run_recipe("services.iqa.train", config, folder, LocalContext(tmp_path)))
     image = np.random.default_rng(0).integers(0, 256, (1, 96, 96, 3), dtype=np.uint8)
     alone, together = (run(made.graph("fp32"), image)["score"] for made in (bundle, shared))

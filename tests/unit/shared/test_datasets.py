@@ -3,6 +3,7 @@
 import hashlib
 import io
 import tarfile
+import threading
 import time
 import zipfile
 from collections import deque
@@ -15,10 +16,16 @@ from shared.settings import Settings
 from shared.unpacking import ArchiveTooLarge, BadArchive, check_path, unpack, without_common_folder
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(params=["folder", "memory", "s3"])
 def datasets(request, tmp_path, engine):
-    """On a local folder, and on a store that is none."""
-    url = str(tmp_path / "sets") if request.param == "folder" else f"memory://{tmp_path}"
+    """On a local folder, and on stores that are none."""
+    match request.param:
+        case "folder":
+            url = str(tmp_path / "sets")
+        case "memory":
+            url = f"memory://{tmp_path}"
+        case _:
+            url = request.getfixturevalue("bucket") + "/sets"
     settings = Settings(home=tmp_path, datasets_url=url, max_dataset_bytes=1 << 20, max_dataset_files=20)
     return Datasets(engine, settings)
 
@@ -148,6 +155,31 @@ def test_listings_that_are_refused(datasets, files, error):
     with pytest.raises(error):
         datasets.add("toy", "mine", files, "me")
     assert datasets.page() == []
+
+
+def test_the_same_data_set_added_by_many_at_once_is_one(datasets, tmp_path):
+    put(datasets, tmp_path, b"1")
+    barrier = threading.Barrier(6)
+    answers = []
+
+    def add():
+        barrier.wait()
+        answers.append(datasets.add("toy", "mine", [file_of("a", b"1")], "me"))
+
+    threads = [threading.Thread(target=add) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 6
+    assert [new for _, new in answers].count(True) == 1
+
+
+def test_a_data_set_found_invalid_is_judged_anew_when_it_is_added_again(datasets, tmp_path):
+    for state, then in (("invalid", "validating"), ("flawed", "flawed")):
+        dataset, _ = made(datasets, tmp_path, a=b"1")
+        datasets.judge(dataset.digest, Report.model_validate({"state": state}))
+        assert made(datasets, tmp_path, a=b"1")[0].state == then
 
 
 # -- archives

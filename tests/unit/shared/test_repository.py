@@ -1,4 +1,4 @@
-"""Bundles and aliases: one suite on the local file system and on an fsspec store without rename."""
+"""Bundles and aliases: one suite on the local file system, on an fsspec store without rename, and on S3."""
 
 import json
 import threading
@@ -12,9 +12,15 @@ from shared.repository import AliasConflict, ModelRepository
 from shared.testing import toy_bundle
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def repository(request, tmp_path):
-    location = str(tmp_path / "models") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+    match request.param:
+        case "local":
+            location = str(tmp_path / "models")
+        case "memory":
+            location = f"memory://{uuid.uuid4().hex}"
+        case _:
+            location = request.getfixturevalue("bucket") + "/models"
     return ModelRepository(location)
 
 
@@ -59,6 +65,32 @@ def test_a_version_without_its_manifest_does_not_exist(repository, bundle, monke
     monkeypatch.undo()
     assert repository.versions("toy") == []
     assert repository.publish(bundle) == 2
+
+
+def test_what_cannot_be_published_leaves_no_files(repository, bundle, monkeypatch):
+    """A disk that filled up is not kept full."""
+
+    def changed(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(repository, "_digest", changed)
+    with pytest.raises(OSError):
+        repository.publish(bundle)
+    monkeypatch.undo()
+    assert not repository.fs.exists(f"{repository.root}/toy/1/model.onnx")
+
+
+def test_attempts_of_one_job_publish_once_and_leave_one_copy(repository, bundle):
+    versions = []
+    threads = [threading.Thread(target=lambda: versions.append(repository.publish(bundle, key="j"))) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [version] = set(versions)
+    assert repository.versions("toy") == [version]
+    copies = [path for path in repository.fs.find(f"{repository.root}/toy") if path.endswith("model.onnx")]
+    assert len(copies) == 1
 
 
 def test_seeding_is_idempotent_and_makes_a_champion(repository, bundle):

@@ -6,6 +6,7 @@ import gc
 import numpy as np
 import psutil
 import pytest
+from prometheus_client import REGISTRY
 
 from shared.bundles import BundleRejected
 from shared.problems import InputError, NotFound, NotReady
@@ -92,6 +93,39 @@ async def test_a_damaged_promotion_keeps_the_champion_and_says_why(host, tmp_pat
     host.repository.set_alias("toy", "champion", 2)
     await until(lambda: host.loaded[0].version == 2)
     assert host.reason == ""
+
+
+async def test_a_damaged_canary_keeps_nobody_from_promoting_and_is_not_loaded_all_the_time(host, tmp_path):
+    version = host.repository.publish(toy_bundle(tmp_path / "three", factor=3))
+    (tmp_path / "models" / "toy" / str(version) / "model.onnx").write_bytes(b"")
+    tried = []
+    fetch = host.repository.fetch
+    host.repository.fetch = lambda name, number: (tried.append(number), fetch(name, number))[1]
+    host.repository.set_alias("toy", "canary", version, weight=0.1)
+    await until(lambda: "SHA-256" in host.reason)
+    host.repository.set_alias("toy", "champion", 2)
+    await until(lambda: host.loaded[0].version == 2)
+    assert [model.version for model in host.loaded] == [2]
+    tried.clear()
+    await asyncio.sleep(0.5)  # 25 looks at the aliases
+    assert tried.count(version) < 6
+    host.repository.set_alias("toy", "canary", None)
+    await until(lambda: host.reason == "")
+
+
+async def test_the_gauge_knows_a_version_that_came_back_while_its_last_request_ran(host):
+    def in_memory(version):
+        return REGISTRY.get_sample_value("fourfold_model_loaded", {"model": "toy", "version": str(version)}) or 0
+
+    before = in_memory(1)
+    with host.lease("r"):
+        for version in (2, 1):
+            host.repository.set_alias("toy", "champion", version)
+            await until(lambda version=version: host.loaded[0].version == version)
+        assert in_memory(1) == before + 1
+    await until(lambda: in_memory(1) == before)
+    host.repository.set_alias("toy", "champion", 2)
+    await until(lambda: in_memory(1) == before - 1)
 
 
 async def test_unload_and_load(host):
