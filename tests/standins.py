@@ -44,8 +44,9 @@ def standins(engine: Engine) -> dict[str, str]:
     else:
         return {}
     base = "fourfold-standin:base"
-    with subprocess.Popen(["tar", "-C", str(_debian()), "-c", "."], stdout=subprocess.PIPE) as archive:
-        engine.docker("import", "-", base, stdin=archive.stdout)
+    if not engine.client.images.list(base):  # another import would make every layer above anew
+        with subprocess.Popen(["tar", "-C", str(_debian()), "-c", "."], stdout=subprocess.PIPE) as archive:
+            engine.docker("import", "-", base, stdin=archive.stdout)
     build = _image(
         engine,
         "fourfold-standin:build",
@@ -64,7 +65,7 @@ def standins(engine: Engine) -> dict[str, str]:
     postgres = _image(
         engine,
         "fourfold-standin:postgres",
-        f"FROM {base}\nENV PATH=/usr/lib/postgresql/15/bin:/usr/local/bin:/usr/bin:/bin\n"
+        f"FROM {base}\nENV PATH=/usr/lib/postgresql/15/bin:/usr/local/bin:/usr/sbin:/usr/bin:/bin\n"
         "RUN useradd --uid 999 database && install -d -o 999 -g 999 /var/lib/postgresql/data /var/run/postgresql\n"
         'COPY start /usr/local/bin/\nCMD ["start"]\n',
         {"start": _START_DATABASE.encode()},
