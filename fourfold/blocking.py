@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from fourfold.client import AsyncClient, Image, MapForm
+from fourfold.client import AsyncClient, Image, MapForm, Shape
 
 T = TypeVar("T")
 
@@ -134,6 +134,38 @@ class Client:
     def score_graph(self, dataset: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
         """See AsyncClient.score_graph."""
         return self._run(self._inner.score_graph(dataset, config))
+
+    def reconstruct(self, shape: Shape, **options: Any) -> Any:
+        """See AsyncClient.reconstruct."""
+        return self._run(self._inner.reconstruct(shape, **options))
+
+    def encode(self, shape: Shape, **options: Any) -> Any:
+        """See AsyncClient.encode."""
+        return self._run(self._inner.encode(shape, **options))
+
+    def decode(self, codeword: Shape, **options: Any) -> Any:
+        """See AsyncClient.decode."""
+        return self._run(self._inner.decode(codeword, **options))
+
+    def search(self, shape: Shape, **options: Any) -> dict[str, Any]:
+        """See AsyncClient.search."""
+        return self._run(self._inner.search(shape, **options))
+
+    def classify(self, shape: Shape, **options: Any) -> dict[str, Any]:
+        """See AsyncClient.classify."""
+        return self._run(self._inner.classify(shape, **options))
+
+    def shape_from_image(self, image: Image, **options: Any) -> Any:
+        """See AsyncClient.shape_from_image."""
+        return self._run(self._inner.shape_from_image(image, **options))
+
+    def index_shapes(self, dataset: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
+        """See AsyncClient.index_shapes."""
+        return self._run(self._inner.index_shapes(dataset, config))
+
+    def measure_dispersion(self, dataset: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
+        """See AsyncClient.measure_dispersion."""
+        return self._run(self._inner.measure_dispersion(dataset, config))
 
     def models(self) -> list[dict[str, Any]]:
         return self._run(self._inner.models())

@@ -8,7 +8,7 @@ import mimetypes
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import orjson
@@ -17,6 +17,7 @@ from fourfold import location
 from fourfold.errors import ApiError, ConnectionFailed, NothingEarlier
 
 Image = str | Path | bytes
+Shape = str | Path | bytes
 MapForm = Literal["array", "overlay"]
 RECONNECTS = 60
 PART_BYTES = 32 << 20  # files larger than this are uploaded in parts of it
@@ -269,6 +270,53 @@ class AsyncClient:
     async def score_graph(self, dataset: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
         """Submit the scoring of a whole data set; the job's `id` and `links`."""
         return await self.request("POST", "/v1/bots/graphs", json={"dataset": dataset, "config": config or {}})
+
+    # -- point clouds
+
+    async def reconstruct(self, shape: Shape, *, out: str = "json", **options: Any) -> Any:
+        """A mesh of a file of points or a mesh: the members of `Reconstruction`, or the bytes of `out` (ply, npy, glb).
+
+        Options are the query's: points, seed, reduce, non_finite, resolution, measure.
+        """
+        return await self._shape("reconstruct", shape, raw=out != "json", out=out, **options)
+
+    async def encode(self, shape: Shape, *, out: str = "file", precision: str = "fp16", **options: Any) -> Any:
+        """The codeword's file, for `decode`; or with out="json" the members of `Encoding`."""
+        return await self._shape("encode", shape, raw=out != "json", out=out, precision=precision, **options)
+
+    async def decode(self, codeword: Shape, *, out: str = "json", resolution: int | None = None) -> Any:
+        """What `encode` made, as points and a mesh again, in the units of the file that was encoded."""
+        return await self._shape("decode", codeword, raw=out != "json", out=out, resolution=resolution)
+
+    async def search(
+        self, shape: Shape, *, index: str | None = None, count: int = 10, **options: Any
+    ) -> dict[str, Any]:
+        """The nearest shapes of an index (its job, or the data set it was made of; the newest if unset)."""
+        return await self._shape("search", shape, index=index, count=count, **options)
+
+    async def classify(self, shape: Shape, *, count: int = 5, **options: Any) -> dict[str, Any]:
+        """The most probable classes of a shape."""
+        return await self._shape("classify", shape, count=count, **options)
+
+    async def shape_from_image(self, image: Image, *, out: str = "json") -> Any:
+        """The points that are seen in a picture."""
+        return await self._shape("from-image", image, raw=out != "json", out=out)
+
+    async def index_shapes(self, dataset: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Submit the making of an index of a data set's shapes; the job's `id` and `links`."""
+        return await self.request("POST", "/v1/pointcloud/index", json={"dataset": dataset, "config": config or {}})
+
+    async def measure_dispersion(self, dataset: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Submit the dispersion score of a data set; the job's `id` and `links`."""
+        asked = {"dataset": dataset, "config": config or {}}
+        return await self.request("POST", "/v1/pointcloud/dispersion", json=asked)
+
+    async def _shape(self, route: str, shape: Shape, *, raw: bool = False, **query: Any) -> Any:
+        given = {name: value for name, value in query.items() if value is not None}
+        data = shape if isinstance(shape, bytes) else await asyncio.to_thread(Path(shape).read_bytes)
+        path = f"/v1/pointcloud/{route}?{urlencode(given).replace('True', 'true').replace('False', 'false')}"
+        headers = {"Content-Type": "application/octet-stream"}
+        return await self.request("POST", path, data=data, headers=headers, raw=raw)
 
     # -- models
 

@@ -149,10 +149,25 @@ def _graph_tensor(node: Any) -> GraphTensor:
     return GraphTensor(node.name, dtype, shape)
 
 
+class Session(Protocol):
+    """What /v2 serves under the model's name: an OnnxSession, or several graphs that a domain shows as one."""
+
+    @property
+    def inputs(self) -> tuple[GraphTensor, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[GraphTensor, ...]: ...
+
+    def infer_many(self, requests: Sequence[Tensors]) -> Sequence[dict[str, NDArray[Any]] | Exception]:
+        """All outputs, or an InputError, for each request, in order."""
+        ...
+
+
 class Predictor(Protocol):
     """What a domain's `predict.load(bundle, settings)` returns: arrays → results, without HTTP and without torch."""
 
-    session: OnnxSession  # the graph that /v2 serves under the model's name
+    @property
+    def session(self) -> Session: ...
 
     def predict(self, batch: Sequence[Any]) -> Sequence[Any]:
         """One result, or one exception, for each item, in order. Called off the event loop, one call at a time."""
@@ -173,7 +188,7 @@ class LoadedModel:
         self.version = version
         self.manifest = bundle.manifest
         self.predictor: Any = predictor
-        self.session = predictor.session
+        self.session: Session = predictor.session
         self.batcher = Batcher(
             max_size=settings.max_batch_size,
             max_delay=settings.max_batch_delay_ms / 1000,

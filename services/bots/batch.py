@@ -51,7 +51,7 @@ def score_graph(
     return path, {
         "rows": len(graph.ids),
         "labels": dict(zip(labels.tolist(), counts.tolist(), strict=True)),
-        "repairs": graph.repairs,
+        "repairs": graph.repairs | unknown_relations(graph, calibration),
     }
 
 
@@ -121,6 +121,13 @@ def score_arrays(
     columns["distance"] = distances(calibration, graph.values_NP, view_N)
     columns["out_of_distribution"] = columns["distance"] > 1
     return columns
+
+
+def unknown_relations(graph: GraphData, calibration: Calibration) -> dict[str, int]:
+    """How many edges are left out because the model was trained without their relation; empty if none are."""
+    strange = [number for number, name in enumerate(graph.relations) if name not in calibration.relations]
+    count = int(np.isin(graph.edges.relation_E, strange).sum())
+    return {"edges_of_unknown_relations": count} if count else {}
 
 
 def relations_by_rows(edges: Edges, count: int, accounts: int) -> list[Relation]:

@@ -143,19 +143,22 @@ def _load(folder: Path, reject: Reject) -> GraphData:
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, members) of each account of a table."""
     if path.suffix == ".csv":
+        line = 1
         try:
             # One of the public tables has bytes that are no UTF-8 in its texts, which only lengths are taken from.
             with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
                 reader = csv.DictReader(stream)
                 for row in reader:
                     cells = {key: _unquoted(value) for key, value in row.items() if isinstance(value, str)}
+                    line = reader.line_num
                     yield (
-                        reader.line_num,
+                        line,
                         {key: value for key, value in cells.items() if key != "status"}
                         | {"tweets": cells.get("tweets", "")},
                     )
-        except csv.Error as error:
-            raise BadGraph(f"{path.name} is not a CSV table: {error}.", file=path.name) from None
+        except csv.Error as error:  # also a cell of more than 131,072 characters
+            detail = f"{path.name} line {line + 1}: not a row of a CSV table: {error}."
+            raise BadGraph(detail, file=path.name, line=line + 1) from None
     elif path.suffix == ".parquet":
         from pyarrow import ArrowException, parquet
 
@@ -254,13 +257,19 @@ def _edges(folder: Path, places: Mapping[str, int], reject: Reject) -> tuple[Edg
         ends[name] = found
     encoded = table["relation"].cast(arrow.string()).combine_chunks().dictionary_encode()
     names = [str(name) for name in encoded.dictionary.to_pylist()]
-    relation = encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
+    relation = encoded.indices.fill_null(-1).to_numpy().astype(np.int64)  # a copy
+    relation[np.isin(relation, [number for number, name in enumerate(names) if not name.strip()])] = -1
+    for row in np.flatnonzero(relation < 0)[:MOST_FINDINGS]:
+        line = int(row) + 2
+        reject(BadGraph(f"{path.name} line {line}, relation: it is empty.", file=path.name, line=line))
+    # Of TwiBot-22's edges; of others each is a finding.
+    elsewhere = {"edges_to_no_account": int((~good).sum())} if twibot else {}
     good &= relation >= 0
     used = sorted({names[number] for number in np.unique(relation[good])})
     order = np.array([used.index(name) if name in used else -1 for name in names], np.int64)
     edges = Edges(ends["source"][good], ends["target"][good], order[relation[good]])
     cleaned, repairs = edges.cleaned(len(places))
-    return cleaned, tuple(used), repairs
+    return cleaned, tuple(used), repairs | elsewhere
 
 
 def _mgtab(folder: Path) -> GraphData:

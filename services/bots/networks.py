@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from shared.problems import InputError
 
 SPLITS = ("train", "val", "test")
+Scaling = Literal["own", "rows", "none"]
+SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
 
 
 class BadNetwork(InputError):
@@ -58,9 +60,10 @@ def standardised(features_NF: NDArray[np.float32]) -> NDArray[np.float32]:
     return scaled_NF.astype(np.float32)
 
 
-def load_network(path: Path) -> Network:
-    """Reads the file; two classes get standardised features (a few account properties), more get normalised rows
-    (bags of words). Raises BadNetwork naming the file."""
+def load_network(path: Path, scaling: Scaling = "own") -> Network:
+    """Reads the file. With the scaling "own" two classes get standardised features (a few account properties), more get
+    normalised rows (bags of words), as "rows" gives them to all; "none" leaves them. Raises BadNetwork naming the file.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays: dict[str, NDArray[Any]] = {name: file[name] for name in file.files}
@@ -75,9 +78,12 @@ def load_network(path: Path) -> Network:
         raise BadNetwork(f"{path.name}: features, labels and masks differ in nodes", file=path.name)
     if edge_E2.size and not 0 <= edge_E2.min() <= edge_E2.max() < nodes:
         raise BadNetwork(f"{path.name}: an edge names a node that is not there", file=path.name)
-    scaled_NF = standardised(features_NF) if label_N.max() == 1 else row_normalised(features_NF)
+    if scaling == "own" and label_N.max() == 1:
+        features_NF = standardised(features_NF)
+    elif scaling != "none":
+        features_NF = row_normalised(features_NF)
     return Network(
-        torch.from_numpy(scaled_NF),
+        torch.from_numpy(features_NF),
         torch.from_numpy(label_N),
         torch.from_numpy(edge_E2),
         {split: torch.from_numpy(mask) for split, mask in masks.items()},

@@ -25,11 +25,11 @@ def score(client):
 
 
 async def test_every_form_is_scored_by_the_view_that_its_evidence_allows(score):
-    answer = await score(V1, V2, MASTODON, BLUESKY)
+    answer = await score(V1, V2, MASTODON, BLUESKY, {"id": "m", "features": [0.5] * 20})
     assert answer.status_code == 200
     assert answer.headers["Fourfold-Model"] == answer.json()["model"] == "bots/1"
     results = [row["result"] for row in answer.json()["results"]]
-    assert [result["evidence"]["view"] for result in results] == ["full", "x-v2", "profile", "profile"]
+    assert [result["evidence"]["view"] for result in results] == ["full", "x-v2", "profile", "profile", "full"]
     for result in results:
         assert 0 < result["probability"] < 1
         assert result["label"] in ("bot", "human")
@@ -78,19 +78,26 @@ def edge(source, relation, target):
 
 
 @pytest.mark.parametrize(
-    ("neighbourhood", "told"),
+    ("neighbourhood", "field", "told"),
     [
-        ({"edges": [edge("12", "friends", "nobody")]}, "Edge 0, target: there is no account 'nobody'"),
-        ({"edges": [edge("12", "freinds", "12")]}, "did you mean 'friends'"),
-        ({"accounts": [{**V1, "id_str": "13", "friends_count": -2}]}, "Neighbourhood: Account 0, friends_count"),
-        ({"accounts": [{**V1, "id_str": ""}]}, "has no id"),
-        ({"accounts": [V1]}, "is there twice"),
+        ({"edges": [edge("12", "friends", "nobody")]}, "target", "Edge 0, target: there is no account 'nobody'"),
+        ({"edges": [edge("12", "freinds", "12")]}, "relation", "did you mean 'friends'"),
+        ({"edges": [edge("12", "sibling", "12")]}, "relation", "unknown 'sibling'; there is followers, friends"),
+        (
+            {"accounts": [{**V1, "id_str": "13", "friends_count": -2}]},
+            "friends_count",
+            "Neighbourhood: Account 0, friends_count",
+        ),
+        ({"accounts": [{**V1, "id_str": ""}]}, "id", "has no id"),
+        ({"accounts": [V1]}, "id", "is there twice"),
     ],
 )
-async def test_neighbourhoods_that_are_refused(score, neighbourhood, told):
+async def test_neighbourhoods_that_are_refused(score, neighbourhood, field, told):
     answer = await score(V1, neighbourhood=neighbourhood)
     assert answer.status_code == 422
-    assert told in answer.json()["detail"]
+    problem = answer.json()
+    assert told in problem["detail"]
+    assert (problem["row"], problem["field"]) == (1 if told == "is there twice" else 0, field)
 
 
 async def test_loops_and_duplicates_are_repaired_and_told(score):

@@ -4,6 +4,7 @@ import pytest
 
 from services.bots.api import DOMAIN as BOTS
 from services.iqa.api import DOMAIN as IQA
+from services.pointcloud.api import DOMAIN as POINTCLOUD
 from shared.service import create_service
 from shared.settings import ServiceSettings
 from shared.testing import ServiceConformance, running, toy_bundle, toy_domain
@@ -34,4 +35,13 @@ class TestBots(ServiceConformance):
     @pytest.fixture
     async def client(self, tmp_path):
         async with running(create_service(BOTS, ServiceSettings(home=tmp_path))) as client:
+            yield client
+
+
+class TestPointcloud(ServiceConformance):
+    name = "pointcloud"
+
+    @pytest.fixture
+    async def client(self, tmp_path):
+        async with running(create_service(POINTCLOUD, ServiceSettings(home=tmp_path))) as client:
             yield client

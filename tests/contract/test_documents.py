@@ -84,9 +84,12 @@ def keeps_its_document(url, **options):
     return {operation.label for operation in operations}
 
 
+FIRST = {"iqa": "score", "bots": "score", "pointcloud": "reconstruct"}
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_service_keeps_its_document(addresses, service):
-    assert f"POST /v1/{service}/score" in keeps_its_document(addresses[0][f"services.{service}.api"])
+    assert f"POST /v1/{service}/{FIRST[service]}" in keeps_its_document(addresses[0][f"services.{service}.api"])
 
 
 def test_the_gateway_keeps_the_merged_document(addresses):

@@ -4,10 +4,12 @@ import json
 import re
 import stat
 import subprocess
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import trimesh
 import tritonclient.http as triton
 from PIL import Image, ImageFilter
 from pyarrow import parquet
@@ -43,7 +45,7 @@ def photos(tmp_path_factory):
 
 def test_each_part_is_announced_when_it_is_ready(up):
     lines = re.findall(r"^(\w+) +ready in [\d.]+ s$", up.text, re.MULTILINE)
-    assert lines == ["valkey", "reaper", "worker", "batch", "bots", "iqa", "gateway"]
+    assert lines == ["valkey", "reaper", "worker", "batch", "bots", "iqa", "pointcloud", "gateway"]
     assert "fourfold score photo.jpg" in up.text
 
 
@@ -103,7 +105,7 @@ def test_errors_are_one_line(up, tmp_path):
 
 def test_the_python_client(up, photos):
     with Client(up.url, up.key) as client:
-        assert client.ready()["services"] == {"bots": True, "iqa": True}
+        assert client.ready()["services"] == {"bots": True, "iqa": True, "pointcloud": True}
         scored = client.score(photos / "sharp.jpg", map="array")
         assert scored["map"]["cell"] == 32
         several = client.score_many([photos / "sharp.jpg", b"nothing"])
@@ -122,7 +124,11 @@ def test_v2_through_the_gateway(up):
     headers = {"Authorization": f"Bearer {up.key}"}
     with triton.InferenceServerClient(f"127.0.0.1:{up.port}") as client:
         assert client.is_server_ready(headers=headers)
-        assert {row["name"] for row in client.get_model_repository_index(headers=headers)} == {"bots", "iqa"}
+        assert {row["name"] for row in client.get_model_repository_index(headers=headers)} == {
+            "bots",
+            "iqa",
+            "pointcloud",
+        }
         pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3)).astype(np.uint8)
         given = triton.InferInput("image", pixels.shape, "UINT8")
         given.set_data_from_numpy(pixels)
@@ -132,7 +138,7 @@ def test_v2_through_the_gateway(up):
         assert quality_map is not None
         assert (score.shape, quality_map.shape) == ((2,), (2, 2, 3))
         statistics = client.get_inference_statistics(headers=headers)["model_stats"]
-        assert {row["name"] for row in statistics} == {"bots", "iqa"}
+        assert {row["name"] for row in statistics} == {"bots", "iqa", "pointcloud"}
 
 
 def test_one_document_describes_everything(up):
@@ -168,7 +174,7 @@ def test_several_processes_share_a_service_and_ctrl_c_stops_everything(tmp_path,
         assert up.run("score", str(photos / "sharp.jpg")).returncode == 0
     with Client(up.url, up.key) as client:
         rows = client.request("GET", "/v2/models/stats")["model_stats"]
-        assert {row["name"] for row in rows} == {"bots", "iqa"}
+        assert {row["name"] for row in rows} == {"bots", "iqa", "pointcloud"}
         with pytest.raises(ApiError, match="runs in 2 processes"):
             client.request("POST", "/v2/repository/models/iqa/unload")
     family = psutil.Process(up.process.pid).children(recursive=True)
@@ -270,3 +276,50 @@ def test_bots_from_an_account_to_a_scored_graph(up, tmp_path):
             return found["model"] == "bots/2" and found["results"][0]["result"]["evidence"]["edges"] == 2
 
         up.until(from_the_graph, 5)
+
+
+def test_shapes_from_a_file_to_a_searched_index_and_a_promoted_network(up, tmp_path):
+    """Reconstruct, compress, classify and search an uploaded file; train on uploaded shapes, promote, search again."""
+    shapes = tmp_path / "shapes"
+    for label in ("box", "ball", "torus"):
+        (shapes / label).mkdir(parents=True)
+    for number in range(8):
+        wide = 1 + 0.2 * number
+        trimesh.creation.box((wide, 1, 2)).export(shapes / "box" / f"box{chr(97 + number)}.stl")
+        trimesh.creation.icosphere(radius=wide).apply_scale((1, 1, wide)).export(shapes / "ball" / f"b{number}.ply")
+        trimesh.creation.torus(1, 0.1 * wide).export(shapes / "torus" / f"t{chr(97 + number)}.glb")
+    one = shapes / "torus" / "ta.glb"
+
+    def run(*arguments):
+        answer = up.run("pointcloud", *(str(part) for part in arguments), timeout=120)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        return answer.stdout
+
+    told = run("reconstruct", one, "--out", tmp_path / "mesh.glb")
+    assert re.search(r"ta\.glb: glb, 2048 points sampled by area from \d+ triangles", told)
+    mesh: Any = trimesh.load(tmp_path / "mesh.glb").to_mesh()  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(mesh.faces) > 3000
+    told = run("encode", one, "--out", tmp_path / "ta.ffcw")
+    assert float(re.findall(r"([\d.]+) times smaller", told)[0]) > 20
+    with Client(up.url, up.key) as client:
+        assert len(client.decode(tmp_path / "ta.ffcw", resolution=20)["points"]) == 400
+        assert client.classify(one)["classes"][0]["probability"] > 0
+    bad = up.run("pointcloud", "encode", str(tmp_path / "mesh.glb"), "--points", "3")
+    assert bad.returncode == 1
+    assert "Traceback" not in bad.stderr
+    assert up.run("datasets", "add", str(shapes), "--kind", "pointcloud").returncode == 0
+    assert "shapes: 24" in run("index", "shapes")
+    assert "torus/ta.glb  (torus)" in run("search", one, "--count", "1", "--previews", tmp_path / "found")
+    with Image.open(tmp_path / "found" / "01.png") as picture:
+        assert picture.size == (96, 96)
+    settings = {"epochs": 1, "resolution": 8, "train_resolution": 8, "batch_size": 4, "points": "[64,128]"}
+    chosen = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    trained = up.run("train", "pointcloud", "--dataset", "shapes", *chosen, "--watch", timeout=200)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert up.run("models", "promote", "pointcloud", "2", "--force", "--reason", "a test").returncode == 0
+    with Client(up.url, up.key) as client:
+        up.until(lambda: client.reconstruct(one)["model"] == "pointcloud/2", 15)
+        with pytest.raises(ApiError, match="made by version 1"):
+            client.decode(tmp_path / "ta.ffcw")
+        with pytest.raises(ApiError, match="not served now"):
+            client.search(one)

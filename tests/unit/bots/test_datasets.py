@@ -51,6 +51,7 @@ def test_splits_are_stratified_and_disjoint(tmp_path):
     [
         ([("a1", "friend", "nobody")], "edges.csv line 2, target: 'nobody' is no account"),
         ([("a1", "friend", "a2"), ("8.41E+17", "friend", "a2")], "line 3, source: '8.41E\\+17' is in float notation"),
+        ([("a1", "friend", "a2"), ("a2", "", "a3")], "line 3, relation: it is empty"),
     ],
 )
 def test_an_edge_to_nowhere_names_its_line(tmp_path, edges, told):
@@ -86,6 +87,12 @@ def test_ids_in_float_notation_and_repeated_accounts_are_repaired(tmp_path):
     assert graph.ids == ["a0", "accounts.csv:3", "accounts.csv:4", "a3", "a5"]
 
 
+def test_a_profile_of_fifty_megabytes_names_its_line(tmp_path):
+    write_graph(tmp_path, accounts=6, change={2: {"description": "x" * 50_000_000}})
+    with pytest.raises(BadGraph, match=r"accounts\.csv line 4: .*field larger than field limit"):
+        load_graph(tmp_path)
+
+
 def test_twibot_files(tmp_path):
     users = [
         {
@@ -107,6 +114,7 @@ def test_twibot_files(tmp_path):
     assert graph.bot_N.tolist() == [0, 1, 1, -1]
     assert graph.split_N.tolist() == [0, 1, 2, -1]
     assert (graph.relations, len(graph.edges)) == (("follow", "friend"), 2)
+    assert graph.repairs == {"edges_to_no_account": 1}
 
 
 def test_mgtab_tensors(tmp_path):

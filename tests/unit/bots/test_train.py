@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from services.bots.batch import load_network, score_arrays, score_graph
-from services.bots.benchmark import mgtab, synthetic
+from services.bots.benchmark import accounts, mgtab, scale, synthetic, twibot
 from services.bots.calibration import views_of
 from services.bots.datasets import BadGraph, load_graph
 from services.bots.explain import explain
@@ -160,6 +160,16 @@ def test_a_whole_graph_is_scored_to_parquet(bundle, folder, tmp_path):
     )
 
 
+def test_edges_of_relations_that_the_model_does_not_know_are_left_out_and_told(bundle, folder, tmp_path):
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    (changed / "accounts.csv").write_bytes((folder / "accounts.csv").read_bytes())
+    (changed / "edges.csv").write_text((folder / "edges.csv").read_text() + "a1,poke,a2\na2,poke,a1\na1,poke,a1\n")
+    _, summary = score_graph(GraphConfig(), changed, bundle, LocalContext(tmp_path))
+    assert summary["repairs"]["edges_of_unknown_relations"] == 2
+    assert summary["repairs"]["self_loops"] == 1
+
+
 def test_a_version_is_compared_with_the_champion(bundle, folder, tmp_path):
     found = compare(bundle.folder, bundle.folder, folder, LocalContext(tmp_path))
     assert (found.metric, found.difference.value, found.difference.low) == ("bot_accuracy", 0, 0)
@@ -197,6 +207,23 @@ def test_a_calibration_that_is_no_calibration_is_refused(bundle, tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleRejected, match="calibration"):
         load(Bundle.open(folder), ServiceSettings())
+
+
+def test_the_other_measurements_run_on_small_data(tmp_path):
+    graph = load_graph(write_graph(tmp_path, accounts=220))
+    text = accounts(graph, ("mlp",), None, seeds=(0,), epochs=2)
+    assert "| mlp, view profile |" in text
+    assert "| floor: gradient boosting |" in text
+    values = torch.rand(30, 20)
+    torch.save(values, tmp_path / "num_properties_tensor_10k.pt")
+    torch.save(torch.arange(30) % 2, tmp_path / "label_10k.pt")
+    sample = twibot(tmp_path)
+    assert sample.bot_N.tolist() == [0, 1] * 15
+    assert (np.argsort(sample.values_NP[:, 3]) == np.argsort(values[:, 3].numpy())).all()
+    text = scale([(500, 5_000), (1_000, 20_000), (2_000, 40_000)], "rgcn", rounds=1)
+    assert "| 2,000 | 39,9" in text
+    assert "One account, fan-out 25 × 10" in text
+    assert 'x-axis "million edges" [0.0, 0.0]' in text
 
 
 def test_mgtabs_protocol_runs_on_synthetic_files(tmp_path):

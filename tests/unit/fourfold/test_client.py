@@ -129,6 +129,14 @@ async def test_nobody_there_and_a_broken_connection():
             await client.ready()
 
 
+async def test_an_account_that_contains_itself_is_not_sent():
+    account: dict[str, object] = {"screen_name": "a"}
+    account["retweeted_by"] = [account]
+    async with AsyncClient("http://127.0.0.1:9", "key") as client:
+        with pytest.raises(TypeError, match="Recursion limit reached"):
+            await client.score_accounts([account])
+
+
 async def test_keys_are_read_to_the_last_page():
     async def handler(request):
         cursor = request.query["cursor"]
