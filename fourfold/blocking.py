@@ -167,6 +167,14 @@ class Client:
         """See AsyncClient.measure_dispersion."""
         return self._run(self._inner.measure_dispersion(dataset, config))
 
+    def advise(self, module: str | Path, *, flags: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+        """See AsyncClient.advise."""
+        return self._run(self._inner.advise(module, flags=flags, **options))
+
+    def tune(self, dataset: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
+        """See AsyncClient.tune."""
+        return self._run(self._inner.tune(dataset, config))
+
     def models(self) -> list[dict[str, Any]]:
         return self._run(self._inner.models())
 

@@ -10,11 +10,14 @@ from typing import Annotated
 
 import typer
 
-from fourfold import cli_bots, cli_datasets, cli_jobs, cli_keys, cli_models, cli_pointcloud, location
+from fourfold import cli_bots, cli_datasets, cli_inlining, cli_jobs, cli_keys, cli_models, cli_pointcloud, location
 from fourfold.errors import FourfoldClientError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(cli_jobs.train)
+app.command()(cli_inlining.advise)
+app.command()(cli_inlining.tune)
+app.command()(cli_inlining.clang)
 app.add_typer(cli_bots.app, name="bots", help="Accounts: score, explain, graph.")
 app.add_typer(cli_pointcloud.app, name="pointcloud", help="Shapes: reconstruct, encode, decode, search, classify …")
 app.add_typer(cli_datasets.app, name="datasets", help="Data sets: add, list, show, remove.")

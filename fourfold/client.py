@@ -15,6 +15,7 @@ import orjson
 
 from fourfold import location
 from fourfold.errors import ApiError, ConnectionFailed, NothingEarlier
+from fourfold.sources import module_of
 
 Image = str | Path | bytes
 Shape = str | Path | bytes
@@ -317,6 +318,18 @@ class AsyncClient:
         path = f"/v1/pointcloud/{route}?{urlencode(given).replace('True', 'true').replace('False', 'false')}"
         headers = {"Content-Type": "application/octet-stream"}
         return await self.request("POST", path, data=data, headers=headers, raw=raw)
+
+    async def advise(self, module: str | Path, *, flags: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+        """Inlining advice on a file of C source, LLVM IR (.ll) or bitcode (.bc): the members of `AdviceResponse`.
+
+        `flags` are the compiler's, for C source; options are further members of AdviceRequest.
+        """
+        asked = await asyncio.to_thread(module_of, Path(module), flags)
+        return await self.request("POST", "/v1/inlining/advice", json={**asked, **options})
+
+    async def tune(self, dataset: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Submit the search for a module's decisions; the job's `id` and `links`. It leaves a replay file."""
+        return await self.request("POST", "/v1/inlining/tune", json={"dataset": dataset, "config": config or {}})
 
     # -- models
 

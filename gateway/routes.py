@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # One line a domain: /v1/<name>/… and the V2 model <name> belong to the service <name>.
-SERVICES = ("iqa", "bots", "pointcloud")
-SUBMISSIONS = ("training-jobs", "graphs", "index", "dispersion")  # paths below a service that make jobs
+SERVICES = ("iqa", "bots", "pointcloud", "inlining")
+SUBMISSIONS = ("training-jobs", "graphs", "index", "dispersion", "tune")  # paths below a service that make jobs
 
 
 @dataclass(frozen=True)

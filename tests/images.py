@@ -91,6 +91,9 @@ def main() -> int:
             stack = Stack(found, standins(found))
             try:
                 walk(stack, Path(folder), rows)
+            except BaseException:
+                print(stack.compose("logs", "--tail", "30"))
+                raise
             finally:
                 print(stack.compose("down", "--volumes", "--timeout", "5"))
     except Missing as error:

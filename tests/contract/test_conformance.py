@@ -3,6 +3,7 @@
 import pytest
 
 from services.bots.api import DOMAIN as BOTS
+from services.inlining.api import DOMAIN as INLINING
 from services.iqa.api import DOMAIN as IQA
 from services.pointcloud.api import DOMAIN as POINTCLOUD
 from shared.service import create_service
@@ -44,4 +45,13 @@ class TestPointcloud(ServiceConformance):
     @pytest.fixture
     async def client(self, tmp_path):
         async with running(create_service(POINTCLOUD, ServiceSettings(home=tmp_path))) as client:
+            yield client
+
+
+class TestInlining(ServiceConformance):
+    name = "inlining"
+
+    @pytest.fixture
+    async def client(self, tmp_path):
+        async with running(create_service(INLINING, ServiceSettings(home=tmp_path))) as client:
             yield client

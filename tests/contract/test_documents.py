@@ -84,7 +84,7 @@ def keeps_its_document(url, **options):
     return {operation.label for operation in operations}
 
 
-FIRST = {"iqa": "score", "bots": "score", "pointcloud": "reconstruct"}
+FIRST = {"iqa": "score", "bots": "score", "pointcloud": "reconstruct", "inlining": "advice"}
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -17,10 +17,15 @@ from skimage import data
 from sklearn.datasets import load_sample_images
 
 from fourfold import ApiError, Client
+from services.inlining.replay import replay_options
+from services.inlining.sizes import text_total
 from shared.testing import free_port
 from tests.running import COMMAND, Up
 from tests.unit.bots.making import write_graph
 from tests.unit.bots.test_features import MASTODON, V1
+from tests.unit.inlining.making import PARSER
+from tests.unit.inlining.test_tune import PLANTED
+from tests.unit.inlining.test_wrapper import ZIG
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +50,7 @@ def photos(tmp_path_factory):
 
 def test_each_part_is_announced_when_it_is_ready(up):
     lines = re.findall(r"^(\w+) +ready in [\d.]+ s$", up.text, re.MULTILINE)
-    assert lines == ["valkey", "reaper", "worker", "batch", "bots", "iqa", "pointcloud", "gateway"]
+    assert lines == ["valkey", "reaper", "worker", "batch", "bots", "inlining", "iqa", "pointcloud", "gateway"]
     assert "fourfold score photo.jpg" in up.text
 
 
@@ -105,7 +110,7 @@ def test_errors_are_one_line(up, tmp_path):
 
 def test_the_python_client(up, photos):
     with Client(up.url, up.key) as client:
-        assert client.ready()["services"] == {"bots": True, "iqa": True, "pointcloud": True}
+        assert client.ready()["services"] == {"bots": True, "inlining": True, "iqa": True, "pointcloud": True}
         scored = client.score(photos / "sharp.jpg", map="array")
         assert scored["map"]["cell"] == 32
         several = client.score_many([photos / "sharp.jpg", b"nothing"])
@@ -124,11 +129,8 @@ def test_v2_through_the_gateway(up):
     headers = {"Authorization": f"Bearer {up.key}"}
     with triton.InferenceServerClient(f"127.0.0.1:{up.port}") as client:
         assert client.is_server_ready(headers=headers)
-        assert {row["name"] for row in client.get_model_repository_index(headers=headers)} == {
-            "bots",
-            "iqa",
-            "pointcloud",
-        }
+        index = client.get_model_repository_index(headers=headers)
+        assert {row["name"] for row in index} == {"bots", "inlining", "iqa", "pointcloud"}
         pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3)).astype(np.uint8)
         given = triton.InferInput("image", pixels.shape, "UINT8")
         given.set_data_from_numpy(pixels)
@@ -138,7 +140,7 @@ def test_v2_through_the_gateway(up):
         assert quality_map is not None
         assert (score.shape, quality_map.shape) == ((2,), (2, 2, 3))
         statistics = client.get_inference_statistics(headers=headers)["model_stats"]
-        assert {row["name"] for row in statistics} == {"bots", "iqa", "pointcloud"}
+        assert {row["name"] for row in statistics} == {"bots", "inlining", "iqa", "pointcloud"}
 
 
 def test_one_document_describes_everything(up):
@@ -174,7 +176,7 @@ def test_several_processes_share_a_service_and_ctrl_c_stops_everything(tmp_path,
         assert up.run("score", str(photos / "sharp.jpg")).returncode == 0
     with Client(up.url, up.key) as client:
         rows = client.request("GET", "/v2/models/stats")["model_stats"]
-        assert {row["name"] for row in rows} == {"bots", "iqa", "pointcloud"}
+        assert {row["name"] for row in rows} == {"bots", "inlining", "iqa", "pointcloud"}
         with pytest.raises(ApiError, match="runs in 2 processes"):
             client.request("POST", "/v2/repository/models/iqa/unload")
     family = psutil.Process(up.process.pid).children(recursive=True)
@@ -323,3 +325,35 @@ def test_shapes_from_a_file_to_a_searched_index_and_a_promoted_network(up, tmp_p
             client.decode(tmp_path / "ta.ffcw")
         with pytest.raises(ApiError, match="not served now"):
             client.search(one)
+
+
+def test_inlining_from_a_source_to_a_replay_file_that_keeps_its_promise(up, tmp_path):
+    """Advice on a file and a search as a job; stock clang with either replay file makes the size that was promised."""
+
+    def text_by_clang(source, replay):
+        options = [part for option in replay_options(str(replay)) for part in ("-mllvm", option)]
+        command = [*ZIG.split(), "-Oz", "-gline-tables-only", *options, "-c", source.name, "-o", "a.o"]
+        subprocess.run(command, cwd=source.parent, check=True)
+        return text_total((source.parent / "a.o").read_bytes())
+
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    (folder / "planted.c").write_text(PLANTED)
+    replay = tmp_path / "replay.txt"
+    advised = up.run("advise", str(folder / "planted.c"), "--best-of", "2", "--out", str(replay), "--", "-std=c11")
+    assert advised.returncode == 0, advised.stderr
+    promised = re.match(r"(\d+) → (\d+) bytes of machine code", advised.stdout)
+    assert promised is not None
+    assert text_by_clang(folder / "planted.c", replay) == int(promised[2]) <= int(promised[1])
+    added = up.run("datasets", "add", str(folder), "--kind", "inlining")
+    assert added.returncode == 0, added.stdout + added.stderr
+    tuned = up.run("tune", "programs", "--evaluations", "25", "--out", str(replay), timeout=180)
+    assert tuned.returncode == 0, tuned.stdout + tuned.stderr
+    promised = re.search(r"(\d+) → (\d+) bytes of machine code", tuned.stdout)
+    assert promised is not None
+    assert text_by_clang(folder / "planted.c", replay) == int(promised[2]) < int(promised[1])
+    (folder / "broken.c").write_text(PARSER + "(")
+    refused = up.run("advise", str(folder / "broken.c"))
+    assert refused.returncode == 1
+    assert "broken.c:" in refused.stderr
+    assert "Traceback" not in refused.stderr

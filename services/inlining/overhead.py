@@ -1,0 +1,61 @@
+"""What the wrapper costs: CPU time a decision, and of whole compiles beside plain clang's, in one run.
+
+python -m services.inlining.overhead FILE.c … [--clang COMMAND] [--policy FOLDER] [--repeats 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from services.inlining.policy import load_policy
+from services.inlining.wrapper import find_clang, policy_folder
+
+HOST = [sys.executable, "-P", "-m", "services.inlining.wrapper"]
+
+
+def cpu_seconds(command: Sequence[str], folder: str) -> float:
+    """Of a command and its children."""
+    before = os.times()
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def main(given: Sequence[str]) -> None:
+    """Print a row a file: plain clang, `--fast`, and the checked compile, as ratios of CPU time."""
+    parser = argparse.ArgumentParser(prog="services.inlining.overhead")
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--clang", default="")
+    parser.add_argument("--policy", default="")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--flags", default="", help="further flags for every file, separated by blanks")
+    asked = parser.parse_args(given)
+    clang, policy = find_clang(asked.clang), str(policy_folder(asked.policy))
+    decider = load_policy(Path(policy))
+    row = decider.quantiles_FQ[:, decider.quantiles_FQ.shape[1] // 2].copy()
+    started = time.process_time()
+    for _ in range(20_000):
+        decider.decide(row)
+    print(f"a decision: {(time.process_time() - started) / 20_000 * 1e6:.1f} µs of CPU")
+    print(f"{'file':<20}{'clang, CPU-s':>14}{'fast':>8}{'checked':>9}   (ratios to clang, medians of {asked.repeats})")
+    with tempfile.TemporaryDirectory() as folder:
+        for file in asked.files:
+            arguments = ["-Oz", *asked.flags.split(), "-c", str(file.resolve()), "-o", "a.o"]
+            ours = [*HOST, "--clang", " ".join(clang), "--policy", policy]
+            commands = ([*clang, *arguments], [*ours, "--fast", "--", *arguments], [*ours, "--", *arguments])
+            # In turn, so that a busier minute meets all three.
+            times = [[cpu_seconds(command, folder) for command in commands] for _ in range(asked.repeats)]
+            plain, fast, checked = (statistics.median(column) for column in zip(*times, strict=True))
+            print(f"{file.name:<20}{plain:>14.2f}{fast / plain:>8.2f}{checked / plain:>9.2f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

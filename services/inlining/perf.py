@@ -1,0 +1,322 @@
+"""IR2Perf (MLGOPerf): predicts how inlining changes the instructions that a program executes.
+
+    python -m services.inlining.perf --work DIR --out FILE [--variants 8]
+
+Trained on programs with inputs: each is built at -O3 under several sets of decisions and run under callgrind. Its
+**instruction counts** repeat exactly; no time is measured. The model is a ridge regression from the features of the
+call sites that were decided otherwise than by stock, to the logarithm of the ratio to -O3's own count. It is judged on
+programs that it has not seen: each is left out once. Only programs of the table below are ever run.
+
+Shapes: V variants, X inputs of the model, S call sites, F features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.inlining.channel import Decide
+from services.inlining.corpus import Package, clang, configure, fetch, unpack
+from services.inlining.engine import Compiled, compile_module
+from services.inlining.features import FEATURES, STOCK, WIDTH
+from shared.bundles import write_atomically
+
+log = logging.getLogger(__name__)
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+PENALTIES = (0.1, 1.0, 10.0, 100.0)
+COUNTED = re.compile(r"Collected : (\d+)")
+LUA = """
+local function fib(n) if n < 2 then return n end return fib(n - 1) + fib(n - 2) end
+local t = {}
+for i = 1, 3000 do t[i] = (i * 7919) % 3001 end
+table.sort(t)
+local words = {}
+for word in ("the quick brown fox jumps over the lazy dog "):rep(60):gmatch("%a+") do
+  words[word] = (words[word] or 0) + 1
+end
+print(fib(18), t[1], words.the, ("x"):rep(100):gsub("x", "yz"))
+"""
+JAVASCRIPT = """
+function fib(n) { return n < 2 ? n : fib(n - 1) + fib(n - 2); }
+var words = {}, list = "the quick brown fox jumps over the lazy dog".split(" "), numbers = [];
+for (var i = 0; i < 3000; i++) { var w = list[i % 9]; words[w] = (words[w] || 0) + 1; numbers.push((i * 7919) % 3001); }
+numbers.sort(function (a, b) { return a - b; });
+print(fib(15), words.the, numbers[0], /(\\w+) (fox)/.exec("the quick brown fox")[1], JSON.stringify(words).length);
+"""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that is run: its sources below the package's root, what it is linked with and given."""
+
+    package: str
+    sources: tuple[str, ...]
+    arguments: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+PROGRAMS: dict[str, Program] = {
+    "lua": Program("lua5.4", ("src/*.c",), ("input.lua",), without=("luac.c",)),
+    "mujs": Program("mujs", ("one.c", "main.c"), ("input.js",)),
+    "bzip2": Program(
+        "bzip2",
+        ("[bc]*.c", "huffman.c", "randtable.c", "decompress.c"),
+        ("-c", "input.txt"),
+        ("-D_FILE_OFFSET_BITS=64",),
+        ("bzip2recover.c",),
+    ),
+    "minigzip": Program("zlib", ("*.c", "test/minigzip.c"), ("-c", "input.txt"), ("-DHAVE_UNISTD_H",)),
+    "cjson": Program("cjson", ("cJSON.c", "test.c"), ()),
+    "lzf": Program("liblzf", ("lzf.c", "lzf_c.c", "lzf_d.c"), ("-c", "-f", "input.txt")),
+    "lz4": Program("lz4", ("lib/*.c", "programs/*.c"), ("-9", "-c", "-f", "input.txt"), ("-Ilib", "-Iprograms")),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One variant of a program: what it was built from, and its executed instructions over -O3's."""
+
+    program: str
+    variant: str
+    inputs_X: Floats
+    ratio: float
+    same_output: bool
+
+
+def summary(modules: Sequence[Compiled]) -> Floats:
+    """(X,): what was inlined that stock would not, and the reverse: how many sites, and the sum of their features.
+
+    Features are signed logarithms, all is a share of the sites: a program of a thousand sites compares with one of ten.
+    """
+    features_SF = np.concatenate([module.features_SF[:, :WIDTH] for module in modules])
+    taken_S = np.concatenate([module.decisions_S for module in modules]).astype(bool)
+    stock_S = np.concatenate([module.stock_S for module in modules]).astype(bool)
+    scaled_SF = np.sign(features_SF) * np.log1p(np.abs(features_SF))
+    sites = max(1, len(taken_S))
+    more_F = scaled_SF[taken_S & ~stock_S].sum(axis=0) / sites
+    fewer_F = scaled_SF[~taken_S & stock_S].sum(axis=0) / sites
+    counts = [(taken_S & ~stock_S).sum() / sites, (~taken_S & stock_S).sum() / sites]
+    return np.concatenate([counts, more_F, fewer_F])
+
+
+INPUTS = ("more", "fewer", *(f"more.{name}" for name in FEATURES), *(f"fewer.{name}" for name in FEATURES))
+
+
+@dataclass(frozen=True)
+class IR2Perf:
+    """`predict`: (V, X) → log of executed instructions over -O3's; below zero is fewer."""
+
+    mean_X: Floats
+    scale_X: Floats
+    weights_X: Floats
+
+    @classmethod
+    def fit(cls, inputs_VX: Floats, logs_V: Floats, penalty: float) -> IR2Perf:
+        """Ridge regression without a constant: no changed decision changes nothing."""
+        scale_X = np.sqrt((inputs_VX**2).mean(axis=0)) + 1e-9
+        scaled = inputs_VX / scale_X
+        weights_X = np.linalg.solve(scaled.T @ scaled + penalty * np.eye(scaled.shape[1]), scaled.T @ logs_V)
+        return cls(np.zeros_like(scale_X), scale_X, weights_X)
+
+    def predict(self, inputs_VX: Floats) -> Floats:
+        return (inputs_VX - self.mean_X) / self.scale_X @ self.weights_X
+
+
+def spearman(first: Floats, second: Floats) -> float:
+    """Rank correlation, ties by their mean rank; 0 where one of them is constant."""
+
+    def ranks(values: Floats) -> Floats:
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+    one, other = ranks(first), ranks(second)
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return 0.0
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def held_out(samples: Sequence[Sample]) -> tuple[dict[str, float], Floats, float]:
+    """(Spearman within each program, predictions (V,), Spearman of all): each by a model of the other programs.
+
+    The penalty is chosen among the others too, each left out once.
+    """
+    inputs_VX = np.stack([sample.inputs_X for sample in samples])
+    logs_V = np.log([sample.ratio for sample in samples])
+    names_V = np.array([sample.program for sample in samples])
+    found_V = np.zeros(len(samples))
+    each: dict[str, float] = {}
+    for program in sorted(set(names_V)):
+        out_V = names_V == program
+        penalty = _penalty(inputs_VX[~out_V], logs_V[~out_V], names_V[~out_V])
+        found_V[out_V] = IR2Perf.fit(inputs_VX[~out_V], logs_V[~out_V], penalty).predict(inputs_VX[out_V])
+        each[program] = spearman(found_V[out_V], logs_V[out_V])
+    return each, found_V, spearman(found_V, logs_V)
+
+
+def _penalty(inputs_VX: Floats, logs_V: Floats, names_V: NDArray[np.str_]) -> float:
+    def error(penalty: float) -> float:
+        total = 0.0
+        for program in set(names_V):
+            out_V = names_V == program
+            model = IR2Perf.fit(inputs_VX[~out_V], logs_V[~out_V], penalty)
+            total += float(((model.predict(inputs_VX[out_V]) - logs_V[out_V]) ** 2).sum())
+        return total
+
+    return min(PENALTIES, key=error) if len(set(names_V)) > 1 else PENALTIES[-1]
+
+
+def variants(count: int) -> dict[str, Decide]:
+    """Name → decider: stock, other thresholds by the cost estimate, and stock with decisions turned at random."""
+    cost = FEATURES.index("cost_estimate")
+    found: dict[str, Decide] = {"stock": lambda features_F: int(features_F[STOCK])}
+    found["never"] = lambda features_F: 0
+    for bound in (0, 80, 450):
+        found[f"cost<{bound}"] = lambda features_F, bound=bound: int(features_F[cost] < bound)
+    for number in range(max(0, count - len(found))):
+        random = np.random.default_rng(number)
+        share = (0.1, 0.25, 0.5)[number % 3]
+        found[f"turned-{number}"] = lambda features_F, random=random, share=share: (
+            int(features_F[STOCK]) ^ int(features_F[cost] < 450 and random.random() < share)
+        )
+    return dict(list(found.items())[:count])
+
+
+def prepare(name: str, program: Program, work: Path) -> list[bytes]:
+    """Bitcode of the program's sources, at -O3 before any pass; its input lies in `work/<name>`."""
+    place = work / name
+    package = Package("debian", program.package, "", "")
+    if not (place / "modules").is_dir():
+        shutil.rmtree(place, ignore_errors=True)
+        (work / "apt").mkdir(parents=True, exist_ok=True)
+        root = unpack(fetch(package, place / "archive", work / "apt"), place / "source")
+        configure(root)
+        found = [path for pattern in program.sources for path in sorted(root.glob(pattern))]
+        includes = [root, *(root / flag.removeprefix("-I") for flag in program.flags if flag.startswith("-I"))]
+        flags = ["-O3", *(flag for flag in program.flags if not flag.startswith("-I"))]
+        draft = place / "draft"
+        draft.mkdir()
+        for source in (path for path in found if path.name not in program.without):
+            command = clang(source, draft / f"{source.stem}.bc", includes=[source.parent, *includes], flags=flags)
+            subprocess.run(command, check=True, capture_output=True)
+        draft.rename(place / "modules")
+    return [path.read_bytes() for path in sorted((place / "modules").glob("*.bc"))]
+
+
+def write_inputs(place: Path) -> None:
+    """The programs' inputs, the same in every run: some of them eat theirs."""
+    random = np.random.default_rng(0)
+    words = ["".join(map(chr, random.integers(97, 123, size))) for size in random.integers(2, 9, 300)]
+    text = " ".join(words[index] for index in np.minimum(random.zipf(1.3, 12_000), 300) - 1)
+    for name, content in (("input.txt", text), ("input.lua", LUA), ("input.js", JAVASCRIPT)):
+        (place / name).write_text(content)
+
+
+def measure(
+    program: Program, modules: Sequence[bytes], decide: Decide, place: Path
+) -> tuple[list[Compiled], int, bytes]:
+    """Build under the decisions and run: (the compiles, executed instructions, what it printed)."""
+    compiled = [compile_module(module, decide=decide, level="3") for module in modules]
+    objects: list[str] = []
+    for number, item in enumerate(compiled):
+        path = place / f"part{number}.o"
+        path.write_bytes(item.object)
+        objects.append(str(path))
+    linker = ["cc"] if shutil.which("cc") else [sys.executable, "-m", "ziglang", "cc"]
+    subprocess.run(
+        [*linker, *objects, "-lm", "-lpthread", "-s", "-o", str(place / "program")], check=True, capture_output=True
+    )
+    write_inputs(place)
+    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", str(place / "program")]
+    done = subprocess.run([*command, *program.arguments], cwd=place, capture_output=True, check=True, timeout=600)
+    counted = COUNTED.search(done.stderr.decode(errors="replace"))
+    if counted is None:
+        raise OSError("valgrind told no count")
+    return compiled, int(counted[1]), done.stdout
+
+
+def collect(work: Path, out: Path, count: int, only: Sequence[str] = ()) -> list[Sample]:
+    """Samples of every program that can be built, kept in `out` as they come."""
+    known = {(row["program"], row["variant"]): row for row in json.loads(out.read_text())} if out.is_file() else {}
+    for name, program in PROGRAMS.items():
+        if only and name not in only:
+            continue
+        try:
+            modules = prepare(name, program, work)
+        except (OSError, subprocess.CalledProcessError) as error:
+            words = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else ""
+            log.info("%s cannot be built: %s", name, (words or str(error))[-300:])
+            continue
+        for variant, decide in variants(count).items():
+            if (name, variant) in known:
+                continue
+            compiled, instructions, printed = measure(program, modules, decide, work / name)
+            row = {"program": name, "variant": variant, "instructions": instructions, "printed": printed.hex()[:2000]}
+            known[name, variant] = {**row, "inputs": summary(compiled).tolist()}
+            write_atomically(out, json.dumps(list(known.values())).encode())
+            log.info("%s %s: %d instructions", name, variant, instructions)
+    return samples(list(known.values()))
+
+
+def samples(rows: Sequence[dict[str, object]]) -> list[Sample]:
+    """Ratios to each program's own stock build."""
+    stock = {str(row["program"]): row for row in rows if row["variant"] == "stock"}
+    return [
+        Sample(
+            str(row["program"]),
+            str(row["variant"]),
+            np.array(row["inputs"], np.float64),
+            int(str(row["instructions"])) / int(str(stock[str(row["program"])]["instructions"])),
+            row["printed"] == stock[str(row["program"])]["printed"],
+        )
+        for row in rows
+        if str(row["program"]) in stock
+    ]
+
+
+def report(found: Sequence[Sample]) -> str:
+    """Spearman on programs left out, and what the model's choice among a program's variants executes."""
+    others = [sample for sample in found if sample.variant != "stock"]
+    each, predicted_V, together = held_out(others)
+    lines = ["| program left out | variants | Spearman | fewest | chosen by IR2Perf |", "|---|---|---|---|---|"]
+    chosen: list[float] = []
+    for program, rank in each.items():
+        places = [index for index, sample in enumerate(others) if sample.program == program]
+        ratios = [others[index].ratio for index in places]
+        pick = min(places, key=lambda index: predicted_V[index])
+        chosen.append(others[pick].ratio if predicted_V[pick] < 0 else 1.0)
+        fewest = 100 * (1 - min(1.0, *ratios))
+        lines.append(f"| {program} | {len(places)} | {rank:.2f} | {fewest:.2f} % | {100 * (1 - chosen[-1]):.2f} % |")
+    mean = 100 * (1 - float(np.exp(np.mean(np.log(chosen)))))
+    lines.append(f"\nSpearman of all variants together: {together:.2f}; mean within programs: ")
+    lines[-1] += f"{np.mean(list(each.values())):.2f}. Executed instructions saved over -O3 by the model's choice: "
+    lines[-1] += f"{mean:.2f} % (geometric mean). Outputs equal to stock's: "
+    lines[-1] += f"{sum(sample.same_output for sample in others)} of {len(others)}."
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--work", type=Path, required=True, help="where programs are built")
+    parser.add_argument("--out", type=Path, required=True, help="a JSON file of the measurements")
+    parser.add_argument("--variants", type=int, default=8)
+    parser.add_argument("--only", nargs="*", default=[])
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    print(report(collect(given.work.absolute(), given.out, given.variants, given.only)))
+
+
+if __name__ == "__main__":
+    main()
