@@ -1,10 +1,3 @@
-<<<<<<< HEAD
-"""`python -m fourfold`: the command, where no script of it is installed."""
-
-from fourfold.cli import main
-
-main()
-=======
 """Where the `fourfold` command begins; `fourfold clang` goes its own way, since a build starts it for every file."""
 
 from __future__ import annotations
@@ -25,4 +18,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
->>>>>>> main
