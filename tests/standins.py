@@ -27,7 +27,7 @@ set -e
 export PGDATA=/var/lib/postgresql/data
 if [ ! -s $PGDATA/PG_VERSION ]; then
   printf %s "$POSTGRES_PASSWORD" > /tmp/password
-  initdb -U "$POSTGRES_USER" --pwfile=/tmp/password --auth=scram-sha-256 > /dev/null
+  initdb -U "$POSTGRES_USER" --pwfile=/tmp/password --auth=scram-sha-256 --encoding=UTF8 > /dev/null
   echo "host all all all scram-sha-256" >> $PGDATA/pg_hba.conf
   echo "CREATE DATABASE $POSTGRES_DB" | postgres --single -D $PGDATA postgres > /dev/null
 fi
