@@ -58,7 +58,7 @@ class Stack:
         self.url = f"http://127.0.0.1:{port}"
 
     def compose(self, *arguments: str) -> str:
-        files = ("compose", "--project-name", PROJECT, "--file", str(ROOT / "docker-compose.yml"))
+        files = ("compose", "--ansi", "never", "--project-name", PROJECT, "--file", str(ROOT / "docker-compose.yml"))
         return self.engine.docker(*files, *arguments, variables=self.variables)
 
     def containers(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def walk(stack: Stack, folder: Path, rows: Rows) -> None:
         rows.append((client.score(photo)["model"] == "iqa/1", "a photo is scored", "iqa/1"))
         with timed(rows, "data set added and validated"):
             client.add_dataset(photos, "iqa", "photos")
-            stack.until(lambda: client.dataset("photos")["state"] == "ready")
+            stack.until(lambda: client.dataset("photos")["state"] in ("valid", "flawed"))
         job = client.train("iqa", "photos", TRAINING | {"epochs": 1})["id"]
         with timed(rows, "training watched to its end by its events"):
             last = list(client.job_events(job))[-1]
