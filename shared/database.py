@@ -76,3 +76,10 @@ def _alone(url: URL) -> Iterator[None]:
     with create_engine(url, poolclass=NullPool).connect() as connection:
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
         yield
+
+
+if __name__ == "__main__":
+    # A deployment's one-shot, so that a failing migration is seen before anything serves.
+    from shared.settings import Settings, load_settings
+
+    upgrade(load_settings(Settings).database_location)

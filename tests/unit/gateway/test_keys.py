@@ -4,9 +4,11 @@ import stat
 import time
 
 import pytest
+from pydantic import SecretStr, ValidationError
 
 from gateway.app import ensure_first_key
 from gateway.keys import MemoryKeyStore, SqlKeyStore, digest_of, new_key
+from gateway.settings import GatewaySettings
 from shared.problems import InputError, NotFound
 
 
@@ -62,9 +64,37 @@ def test_an_expired_key_is_not_valid():
 
 
 def test_the_first_key_is_private_and_made_once(store, tmp_path):
-    ensure_first_key(store, tmp_path)
+    settings = GatewaySettings(home=tmp_path)
+    ensure_first_key(store, settings)
     secret = (tmp_path / "key").read_text().strip()
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
     assert store.find(digest_of(secret)).scopes == {"predict", "train", "admin"}
-    ensure_first_key(store, tmp_path)
+    ensure_first_key(store, settings)
     assert (tmp_path / "key").read_text().strip() == secret
+
+
+def test_a_given_first_key_exists_once_whoever_adds_it_and_leaves_no_file(store, tmp_path):
+    settings = GatewaySettings(home=tmp_path, first_key=SecretStr("ff_" + "a" * 43))
+    for _ in range(2):
+        ensure_first_key(store, settings)
+    assert [key.scopes for key in store.page("", 10)] == [{"predict", "train", "admin"}]
+    assert not (tmp_path / "key").exists()
+    store.revoke(store.page("", 1)[0].id, 1.0)
+    ensure_first_key(store, settings)
+    assert store.page("", 10)[0].revoked_at == 1.0
+
+
+def test_two_gateways_may_add_the_given_first_key_at_once(engine, tmp_path):
+    class Blind(SqlKeyStore):
+        def find(self, digest):
+            return None
+
+    settings = GatewaySettings(home=tmp_path, first_key=SecretStr("ff_" + "a" * 43))
+    for _ in range(2):
+        ensure_first_key(Blind(engine), settings)
+    assert len(Blind(engine).page("", 10)) == 1
+
+
+def test_a_short_first_key_is_refused(tmp_path):
+    with pytest.raises(ValidationError, match="first_key"):
+        GatewaySettings(home=tmp_path, first_key=SecretStr("short"))
