@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from skimage import data as sample
-from skimage.io import imsave
+import skimage.data
 
 from fourfold import ApiError, Client, ConnectionFailed
 from tests.engine import CACHE, Engine, Missing, engine
@@ -33,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = "fourfold-test"
 SIZES_MB = {"gateway": 200, "service": 450}  # above the base, unpacked
 TRAINING = {"epochs": 6, "synthetic_width": 256, "synthetic_share": 0.1, "images_per_epoch": 48, "batch_size": 8}
+PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 VICTIMS = ("worker", "valkey", "reaper", "postgres", "gateway", "iqa")
 PASSWORD = "PGPASSWORD=$POSTGRES_PASSWORD"
 Rows = list[tuple[bool, str, str]]
@@ -114,12 +114,11 @@ def walk(stack: Stack, folder: Path, rows: Rows) -> None:
     with timed(rows, "everything up and healthy"):
         stack.compose("up", "--detach", "--wait", "--wait-timeout", "300")
     hardening(stack, rows)
-    photo = folder / "photo.png"
-    imsave(photo, sample.coffee())
+    photo = Path(skimage.data.__file__).parent / "coffee.png"
     photos = folder / "photos"
     photos.mkdir()
-    for name in ("astronaut", "chelsea", "coffee"):
-        imsave(photos / f"{name}.png", getattr(sample, name)())
+    for name in PHOTOS:
+        shutil.copy(Path(skimage.data.__file__).parent / name, photos)
     with Client(stack.url, stack.key) as client:
         rows.append((client.score(photo)["model"] == "iqa/1", "a photo is scored", "iqa/1"))
         with timed(rows, "data set added and validated"):
