@@ -127,7 +127,7 @@ def walk(stack: Stack, folder: Path, rows: Rows) -> None:
         job = client.train("iqa", "photos", TRAINING | {"epochs": 1})["id"]
         with timed(rows, "training watched to its end by its events"):
             last = list(client.job_events(job))[-1]
-        rows.append((client.job(job)["state"] == "SUCCEEDED", "it succeeded", json.dumps(last)[:60]))
+        rows.append((client.job(job)["state"] == "succeeded", "it succeeded", json.dumps(last)[:60]))
         version = client.job(job)["result"]["version"]
         client.set_alias("iqa", "champion", version, force=True, reason="images-test")
         with timed(rows, "promotion is served"):
@@ -137,16 +137,16 @@ def walk(stack: Stack, folder: Path, rows: Rows) -> None:
         rows.append((True, "rolled back", "iqa/1"))
         job = client.train("iqa", "photos", TRAINING)["id"]
         for victim in VICTIMS:
-            stack.until(lambda: client.job(job)["state"] in ("RUNNING", "SUCCEEDED"))
+            stack.until(lambda: client.job(job)["state"] in ("running", "succeeded"))
             stack.containers()[victim].kill("SIGKILL")
             # Docker takes a kill by hand for a wish and does not restart what it ends.
             time.sleep(2)
             stack.compose("start", victim)
             with timed(rows, f"{victim} killed and back"):
                 stack.until(lambda: client.score(photo)["model"] == "iqa/1")
-        done = stack.until(lambda: (found := client.job(job))["state"] not in ("QUEUED", "RUNNING") and found, 600)
+        done = stack.until(lambda: (found := client.job(job))["state"] not in ("queued", "running") and found, 600)
         how = f"{done['state']}, attempt {done['attempt']}"
-        rows.append((done["state"] == "SUCCEEDED", "the job that ran meanwhile", how))
+        rows.append((done["state"] == "succeeded", "the job that ran meanwhile", how))
         backup(stack, client, rows)
 
 
