@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import subprocess
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -188,3 +189,12 @@ def library_versions(names: Iterable[str]) -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def code_revision() -> str | None:
+    """The commit of the running code, for a manifest; None where it is not in a repository."""
+    command: list[Any] = ["git", "-C", Path(__file__).resolve().parents[1], "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -15,7 +13,7 @@ from services.bots.calibration import FILE, Calibration
 from services.bots.features import PROPERTIES
 from services.bots.model import AccountNet, ServedGraph
 from services.bots.schemas import TrainConfig
-from shared.bundles import Comparison, Metric, TensorSpec, library_versions, write_manifest
+from shared.bundles import Comparison, Metric, TensorSpec, code_revision, library_versions, write_manifest
 
 OPSET = 18
 WEIGHTS = "weights.safetensors"
@@ -94,7 +92,7 @@ def export_bundle(
         config=config.model_dump(),
         dataset_digest=dataset_digest,
         seed=config.seed,
-        code_revision=_revision(),
+        code_revision=code_revision(),
         device=device,
         libraries=library_versions(["torch", "onnx", "onnxruntime", "numpy", "scikit-learn"]),
         constants={"views": [view.name for view in calibration.views], "relations": list(calibration.relations)},
@@ -105,12 +103,3 @@ def export_bundle(
 def _spec(name: str, text: int) -> TensorSpec:
     dtype, shape, unit = _TENSORS[name]
     return TensorSpec(name=name, dtype=dtype, shape=[text if size == 0 else size for size in shape], unit=unit)
-
-
-def _revision() -> str | None:
-    root = Path(__file__).resolve().parents[2]
-    command: list[Any] = ["git", "-C", root, "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -9,8 +9,6 @@ texts are hidden at random, so that each head knows gaps. The loss is the sum of
 
 from __future__ import annotations
 
-import argparse
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -37,8 +35,8 @@ from services.bots.schemas import TrainConfig
 from shared.bundles import Bundle, Comparison, Metric
 from shared.datasets import folder_digest
 from shared.jobs.config import read_config
-from shared.jobs.context import JobStopped, LocalContext, TrainingContext
-from shared.jobs.distributed import run_recipe
+from shared.jobs.context import JobStopped, TrainingContext
+from shared.jobs.shell import run_from_shell
 from shared.problems import FourfoldError
 from shared.settings import ServiceSettings
 
@@ -346,14 +344,7 @@ def _restore(model: AccountNet, optimizer: torch.optim.Optimizer, state: Mapping
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="a folder as datasets.py describes")
-    parser.add_argument("--out", type=Path, required=True, help="where checkpoints and the bundle go")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="TrainConfig fields")
-    given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    config = read_config(TrainConfig, dict(item.split("=", 1) for item in given.set))
-    print(run_recipe("services.bots.train", config, given.data, LocalContext(given.out)))
+    run_from_shell("services.bots.train", TrainConfig, __doc__, "a folder as datasets.py describes")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.numpy import save_file
@@ -16,7 +14,7 @@ from services.inlining.features import FEATURES, WIDTH
 from services.inlining.model import PolicyNet, ServedPolicy
 from services.inlining.policy import CALIBRATION, WEIGHTS, Policy
 from services.inlining.schemas import TrainConfig
-from shared.bundles import Comparison, Metric, TensorSpec, library_versions, write_manifest
+from shared.bundles import Comparison, Metric, TensorSpec, code_revision, library_versions, write_manifest
 
 OPSET = 18
 GRAPH = "model.onnx"
@@ -80,18 +78,9 @@ def export_bundle(
         config=config.model_dump(mode="json"),
         dataset_digest=dataset_digest,
         seed=config.seed,
-        code_revision=_revision(),
+        code_revision=code_revision(),
         device="cpu",
         libraries=library_versions(["torch", "onnx", "onnxruntime", "numpy", "ziglang", "llvmlite"]),
         constants={"features": list(FEATURES), "threshold": threshold},
     )
     return folder
-
-
-def _revision() -> str | None:
-    root = Path(__file__).resolve().parents[2]
-    command: list[Any] = ["git", "-C", root, "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -9,8 +9,6 @@ are compiled once, at the end. Shapes: M modules, N call sites of all, F feature
 
 from __future__ import annotations
 
-import argparse
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,8 +33,8 @@ from services.inlining.schemas import TrainConfig
 from shared.bundles import Bundle, Comparison, Metric
 from shared.datasets import folder_digest
 from shared.jobs.config import read_config
-from shared.jobs.context import JobStopped, LocalContext, TrainingContext
-from shared.jobs.distributed import run_recipe
+from shared.jobs.context import JobStopped, TrainingContext
+from shared.jobs.shell import run_from_shell
 
 Ints = NDArray[np.int64]
 State = dict[str, NDArray[Any]]
@@ -414,14 +412,7 @@ def _card(config: TrainConfig, corpus: Corpus, metrics: Mapping[str, Metric]) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="a folder of .bc, .ll or .c files")
-    parser.add_argument("--out", type=Path, required=True, help="where checkpoints and the bundle go")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="TrainConfig fields")
-    given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    config = read_config(TrainConfig, dict(item.split("=", 1) for item in given.set))
-    print(run_recipe("services.inlining.train", config, given.data, LocalContext(given.out)))
+    run_from_shell("services.inlining.train", TrainConfig, __doc__, "a folder of .bc, .ll or .c files")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -20,7 +18,7 @@ from services.iqa.datasets import Record
 from services.iqa.evaluate import bootstrap, monotone_share, read_pixels, score_records, srcc, summary, widened
 from services.iqa.model import LEVELS, PMTIQA, ServedGraph
 from services.iqa.schemas import TrainConfig
-from shared.bundles import Bundle, Comparison, Metric, TensorSpec, library_versions, write_manifest
+from shared.bundles import Bundle, Comparison, Metric, TensorSpec, code_revision, library_versions, write_manifest
 
 OPSET = 18
 INPUTS = [TensorSpec(name="image", dtype="uint8", shape=["batch", "height", "width", 3], unit="sRGB, 0–255")]
@@ -176,7 +174,7 @@ def export_bundle(
         config=config.model_dump(),
         dataset_digest=dataset_digest,
         seed=config.seed,
-        code_revision=_revision(),
+        code_revision=code_revision(),
         device=device,
         libraries=library_versions(["torch", "onnx", "onnxruntime", "numpy", "pillow"]),
         constants={"kinds": kinds, "levels": LEVELS, "long_side": 512, "direction": "higher-is-better"},
@@ -200,12 +198,3 @@ on {len(test)} images of {len({r.source for r in test})} other photographs. Inte
 |---|---|---|---|
 {rows}
 """
-
-
-def _revision() -> str | None:
-    root = Path(__file__).resolve().parents[2]
-    command: list[Any] = ["git", "-C", root, "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

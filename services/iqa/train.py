@@ -9,8 +9,6 @@ error is counted in levels (tenths of the range), so that both losses are of one
 
 from __future__ import annotations
 
-import argparse
-import logging
 import math
 import time
 from collections.abc import Mapping
@@ -46,8 +44,8 @@ from services.iqa.synthesise import is_photographic, least_width, pristine_views
 from shared.bundles import Bundle, Comparison
 from shared.datasets import folder_digest
 from shared.jobs.config import read_config
-from shared.jobs.context import JobStopped, LocalContext, TrainingContext
-from shared.jobs.distributed import run_recipe
+from shared.jobs.context import JobStopped, TrainingContext
+from shared.jobs.shell import run_from_shell
 from shared.problems import FourfoldError
 
 
@@ -370,14 +368,7 @@ def _restore(model: PMTIQA, optimizer: torch.optim.Optimizer, state: Mapping[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="a folder with scores.csv")
-    parser.add_argument("--out", type=Path, required=True, help="where checkpoints and the bundle go")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="TrainConfig fields")
-    given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    config = read_config(TrainConfig, dict(item.split("=", 1) for item in given.set))
-    print(run_recipe("services.iqa.train", config, given.data, LocalContext(given.out)))
+    run_from_shell("services.iqa.train", TrainConfig, __doc__, "a folder with scores.csv")
 
 
 if __name__ == "__main__":

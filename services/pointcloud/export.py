@@ -7,7 +7,6 @@ taken from the champion.
 from __future__ import annotations
 
 import shutil
-import subprocess
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -41,7 +40,7 @@ from services.pointcloud.neighbours import NEIGHBOURS
 from services.pointcloud.schemas import TrainConfig
 from services.pointcloud.single_view import PITCH, SingleView, as_input, view_errors
 from services.pointcloud.single_view import Views as Pictures
-from shared.bundles import Bundle, Comparison, Metric, TensorSpec, library_versions, write_manifest
+from shared.bundles import Bundle, Comparison, Metric, TensorSpec, code_revision, library_versions, write_manifest
 from shared.problems import Unprocessable
 from shared.sessions import OnnxSession
 
@@ -173,7 +172,7 @@ def export_bundle(
         "dataset_digest": dataset_digest,
         "parent": old.manifest.version if old is not None else None,
         "seed": config.seed,
-        "code_revision": _revision(),
+        "code_revision": code_revision(),
         "device": device,
         "libraries": library_versions(["torch", "onnx", "onnxruntime", "numpy", "scipy", "scikit-learn"]),
         "constants": {"neighbours": NEIGHBOURS, "codeword": CODEWORD, "carried_over": notes},
@@ -398,12 +397,3 @@ Measured on {split}.
 |---|---|---|---|
 {rows}
 """
-
-
-def _revision() -> str | None:
-    root = Path(__file__).resolve().parents[2]
-    command: list[Any] = ["git", "-C", root, "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -9,8 +9,6 @@ of the surface drawn anew, fewer than are served, so that the decoder knows the 
 
 from __future__ import annotations
 
-import argparse
-import logging
 import math
 import time
 from pathlib import Path
@@ -32,8 +30,8 @@ from services.pointcloud.single_view import fit_single_view
 from shared.bundles import Bundle, Comparison
 from shared.datasets import folder_digest
 from shared.jobs.config import read_config
-from shared.jobs.context import JobStopped, LocalContext, TrainingContext
-from shared.jobs.distributed import run_recipe
+from shared.jobs.context import JobStopped, TrainingContext
+from shared.jobs.shell import run_from_shell
 from shared.problems import FourfoldError
 
 VALIDATED_POINTS = 512
@@ -210,19 +208,13 @@ def device_of(wanted: str) -> torch.device:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--data", type=Path, required=True, help="a folder as datasets.py describes, or a file of arrays"
+    run_from_shell(
+        "services.pointcloud.train",
+        TrainConfig,
+        __doc__,
+        "a folder as datasets.py describes, or a file of arrays",
+        ("points",),
     )
-    parser.add_argument("--out", type=Path, required=True, help="where checkpoints and the bundle go")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="TrainConfig fields")
-    given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    values: dict[str, Any] = dict(item.split("=", 1) for item in given.set)
-    if "points" in values:
-        values["points"] = values["points"].split(",")
-    config = read_config(TrainConfig, values)
-    print(run_recipe("services.pointcloud.train", config, given.data, LocalContext(given.out)))
 
 
 if __name__ == "__main__":
