@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.bundles import Bundle
+from shared.datasets import folder_digest
 from shared.jobs.context import StopReason
 from shared.problems import FourfoldError, NotSupported
 
@@ -185,12 +186,35 @@ class Subject(Protocol):
         ...
 
 
+class OnOtherData:
+    """A subject whose data set is not the one that its version was trained on: it has no training split here."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._subject, name)
+
+    @property
+    def train(self) -> Examples:
+        raise NotAssessed("The data set at hand is not the one that the version was trained on.")
+
+    def fit(self, examples: Examples | None, seed: int, context: Context) -> Any:
+        raise NotAssessed("The data set at hand is not the one that the version was trained on.")
+
+
 def open_subject(package: str, bundle: Bundle, data: Path | None, context: Context) -> Subject:
     """The subject of a bundle, by its domain's `audit.subject`; raises NotSupported where the domain has none.
 
-    `data` is a folder with the data set, or None when there is none at hand.
+    `data` is a folder with the data set, or None when there is none at hand. Where the manifest names another data
+    set, there is no training split.
     """
-    name = f"{package}.{bundle.manifest.domain}.audit"
-    if find_spec(f"{package}.{bundle.manifest.domain}") is None or find_spec(name) is None:
-        raise NotSupported(f"The domain {bundle.manifest.domain} has no audits.")
-    return import_module(name).subject(bundle, data, context)
+    manifest = bundle.manifest
+    name = f"{package}.{manifest.domain}.audit"
+    if find_spec(f"{package}.{manifest.domain}") is None or find_spec(name) is None:
+        raise NotSupported(f"The domain {manifest.domain} has no audits.")
+    subject: Subject = import_module(name).subject(bundle, data, context)
+    known = manifest.dataset_digest
+    if data is None or known is None or not data.is_dir() or folder_digest(manifest.domain, data) == known:
+        return subject
+    return OnOtherData(subject)  # type: ignore[return-value]

@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 
 from services.audits.report import Check
-from shared.auditing import Context, Subject
+from services.audits.rules import FULL_EXAMPLES, QUICK_EXAMPLES
+from shared.auditing import Context, Examples, Subject
 from shared.jobs.context import JobStopped, StopReason
 
 Budget = Literal["quick", "full"]
@@ -46,3 +47,11 @@ class Checking:
 
 
 CheckFunction = Callable[[Subject, Subject | None, Budget, Checking], Check]  # (subject, baseline, budget, context)
+
+
+def sample(examples: Examples, budget: Budget, context: Checking) -> Examples:
+    """The examples, or as many of them as the budget looks at, drawn with the audit's seed."""
+    most = QUICK_EXAMPLES if budget == "quick" else FULL_EXAMPLES
+    if len(examples) <= most:
+        return examples
+    return examples.take(np.sort(context.random(0).permutation(len(examples))[:most]))
