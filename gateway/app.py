@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.responses import RedirectResponse, Response
 
 from gateway.auth import Authenticator
-from gateway.control import datasets, inference, jobs, keys, models
+from gateway.control import audits, datasets, inference, jobs, keys, models, policy
 from gateway.control.access import needs
 from gateway.keys import SCOPES, KeyStore, SqlKeyStore, key_of, new_key
 from gateway.limits import Limits
@@ -91,7 +91,15 @@ def create_app(settings: GatewaySettings | None = None, store: KeyStore | None =
     app.state.datasets, app.state.models = Datasets(engine, settings), ModelRepository(settings.models_location)
     install_problem_handlers(app)
     app.include_router(keys.router)
-    for router in (datasets.router, jobs.router, models.router, inference.router, inference.guarded):
+    for router in (
+        datasets.router,
+        jobs.router,
+        models.router,
+        policy.router,
+        audits.router,
+        inference.router,
+        inference.guarded,
+    ):
         app.include_router(router)
     _add_operations(app, settings, upstreams)
     return app

@@ -73,6 +73,7 @@ def _run(given: argparse.Namespace, stack: ExitStack, words: list[str]) -> int:
         budget=given.budget,
         seconds=time.monotonic() - started,
         dataset=dataset,
+        at_hand=data is not None,
     )
     (out / "report.json").write_text(made.model_dump_json(indent=1))
     (out / "report.html").write_text(page(made), encoding="utf-8")

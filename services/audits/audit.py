@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from services.audits import groups, robustness
 from services.audits.checking import Budget, Checking
 from services.audits.report import Check, DatasetUsed, Report, Verdict, not_assessed, worst
-from shared.auditing import Context, NotAssessed, Subject
+from shared.auditing import Context, NotAssessed, OnOtherData, Subject
 from shared.bundles import Bundle, code_revision, library_versions
 from shared.jobs.context import JobStopped
 from shared.problems import Unprocessable
@@ -113,9 +113,29 @@ def report(
     budget: Budget,
     seconds: float,
     dataset: tuple[str | None, str | None],
+    at_hand: bool,
 ) -> Report:
-    """The checks with everything that it takes to repeat them. `dataset` is its name and digest."""
+    """The checks with everything that it takes to repeat them. `dataset` is its name and digest, if it is at hand."""
     name, digest = dataset
+    trained = bundle.manifest.dataset_digest
+    notes: list[str] = []
+    if not at_hand:
+        which = (
+            "The version does not say what it was trained on"
+            if trained is None
+            else (f"The data set {trained[:12]}, which the version was trained on, is not at hand")
+        )
+        notes.append(
+            f"{which}: add it, or name another. With another one remain groups and robustness (but for memory); the "
+            "training set's scan and the landscape need the training's own."
+        )
+    elif isinstance(subject, OnOtherData):
+        notes.append(
+            "The data set is not the one that the version was trained on: what needs the training split is left out, "
+            "and what was held out of this data set the version may have seen."
+        )
+    elif trained is None:
+        notes.append("The version does not say what it was trained on; the data set at hand is taken for it.")
     try:
         used = DatasetUsed(name=name, digest=digest, split=subject.split, n=len(subject.held_out))
     except NotAssessed:
@@ -135,5 +155,6 @@ def report(
         bundle={file: entry.sha256 for file, entry in bundle.manifest.files.items()},
         libraries=library_versions(LIBRARIES),
         dataset=used,
+        notes=tuple(notes),
         checks=checks,
     )

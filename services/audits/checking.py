@@ -6,16 +6,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from services.audits.report import Check
 from services.audits.rules import FULL_EXAMPLES, QUICK_EXAMPLES
+from shared.audit_report import Budget
 from shared.auditing import Context, Examples, Subject
 from shared.jobs.context import JobStopped, StopReason
-
-Budget = Literal["quick", "full"]
 
 
 @dataclass(frozen=True)

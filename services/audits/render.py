@@ -19,7 +19,12 @@ WORDS = {
     Verdict.NOT_ASSESSED: "not assessed",
 }
 _COLOURS = ("#2563a8", "#c2571a", "#4d7c3a", "#7a4fa3", "#8a6d1b", "#1f7a7a")
-_SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "fourfold", "text.parse_math": False, "font.size": 9}
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fourfold",
+    "text.parse_math": False,
+    "font.size": 9,
+}
 _LONGEST_LABEL = 60
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c2430;--soft:#5c6675;--line:#d8dde4;--ground:#fff;--panel:#f6f7f9}
@@ -49,6 +54,7 @@ def page(report: Report) -> str:
     title = f"{report.model}/{report.version}: {WORDS[report.verdict]}"
     beside = f", beside version {report.baseline}" if report.baseline else ""
     checks = "".join(_check(check) for check in report.checks)
+    notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in report.notes)
     rows = "".join(
         f'<tr><td><a href="#{escape(check.name)}">{escape(check.name)}</a></td><td>{_badge(check.verdict)}</td>'
         f"<td>{escape(check.summary)}</td></tr>"
@@ -62,7 +68,7 @@ def page(report: Report) -> str:
         f"<h1>Audit of {escape(report.model)}, version {report.version}{beside}</h1>"
         f"<p>{_badge(report.verdict)}</p>"
         f'<div class="scroll"><table><thead><tr><th>check</th><th>verdict</th><th>what was found</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>{checks}<section><h2>How it was made</h2>{_made(report)}</section>"
+        f"<tbody>{rows}</tbody></table></div>{notes}{checks}<section><h2>How it was made</h2>{_made(report)}</section>"
         "</body></html>"
     )
 
