@@ -1,8 +1,7 @@
 """Backdoor attacks on dataset distillation, to measure how exposed it is: NAIVEATTACK and DOORPING.
 
-After Liu and others, "Backdoor attacks against dataset distillation" (NDSS 2023). They work on `RedTeamSet` alone, a copy
-in memory that the red-team job makes of a set it was given. Such a set cannot be pickled, and every file that shows one
-carries MARK, which no data set and no bundle may.
+After Liu and others, "Backdoor attacks against dataset distillation" (NDSS 2023). They work on `RedTeamSet` alone, a
+copy in memory that the red-team job makes of a set it was given. Such a set refuses to be written anywhere.
 
 Shapes: N images, C channels, H height, W width, D embedding, K classes.
 """

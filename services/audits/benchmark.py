@@ -52,7 +52,7 @@ def pieces_of_attacks(config: RedTeamConfig) -> Iterator[RedTeamConfig]:
 
 
 def groups_table(rows: Rows) -> str:
-    """Average and worst-group accuracy by width, depth and pretraining, and whether the worst group gains with width."""
+    """Average and worst-group accuracy by width, depth and pretraining; whether the worst group gains with width."""
     lines = [
         "| width | depth | pretrained | training | average | worst group | seeds |",
         "|---|---|---|---|---|---|---|",
@@ -86,8 +86,8 @@ def phases_table(rows: Rows) -> str:
         phase = cuts.label(row["train_loss"], row["mode_connectivity"], row["cka"])
         lines.append(
             f"| {row['width']} | {row['batch']} | {row['test_accuracy']:.3f} ± {row['test_accuracy_sd']:.3f} | "
-            f"{row['train_loss']:.3f} | {row['top_eigenvalue']:.1f} | {row['mode_connectivity']:+.1f} | {row['cka']:.2f} | "
-            f"{phase} |"
+            f"{row['train_loss']:.3f} | {row['top_eigenvalue']:.1f} | {row['mode_connectivity']:+.1f} | "
+            f"{row['cka']:.2f} | {phase} |"
         )
     lines += ["", "| measure | Spearman with test accuracy | with width held fixed |", "|---|---|---|"]
     for name, found in predictors(rows).items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -113,7 +113,7 @@ class Curve:
                 found = loss(module, batch)
                 if not torch.isfinite(found):
                     raise CurveDiverged(f"The loss at t = {t:.2f} is not finite.")
-                gradients: Gradients = torch.autograd.grad(found, self._weights, allow_unused=True)
+                gradients = cast(Gradients, torch.autograd.grad(found, self._weights, allow_unused=True))
                 for control, gradient in zip(self._control, gradients, strict=True):
                     control.grad = None if gradient is None else 2 * t * (1 - t) * gradient
                 optimizer.step()

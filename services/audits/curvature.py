@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -71,13 +71,14 @@ class Hessian:
             for batch in self.batches:
                 self.stop()
                 loss = self.loss(self.module, batch)
-                gradients: Gradients = torch.autograd.grad(loss, self.weights, create_graph=True, allow_unused=True)
+                found = torch.autograd.grad(loss, self.weights, create_graph=True, allow_unused=True)
+                gradients = cast(Gradients, found)
                 pairs = [(g, v) for g, v in zip(gradients, vectors, strict=True) if g is not None and g.requires_grad]
                 if not pairs:
                     yield torch.zeros_like(vector_P)
                     continue
                 along = torch.stack([(gradient * vector).sum() for gradient, vector in pairs]).sum()
-                found: Gradients = torch.autograd.grad(along, self.weights, allow_unused=True)
+                found = cast(Gradients, torch.autograd.grad(along, self.weights, allow_unused=True))
                 product_P = torch.cat(
                     [
                         (torch.zeros_like(weight) if one is None else one.detach()).reshape(-1)
@@ -112,7 +113,7 @@ def top_eigenvalue(hessian: Hessian, *, seed: int, products: int = 100, toleranc
     basis = min(12, hessian.size - 1)
     budget = {"ncv": max(basis, 2), "maxiter": max(1, products // basis), "tol": tolerance}
     try:
-        values, vectors = eigsh(operator, k=1, which="LA", v0=first, **budget)
+        values, vectors = eigsh(operator, k=1, which="LA", v0=first, **budget)  # pyright: ignore[reportArgumentType]
     except ArpackNoConvergence:
         raise CurvatureDiverged(f"Lanczos did not converge in {products} products with the Hessian.") from None
     value = float(values[0])

@@ -50,8 +50,8 @@ class Distillation:
         return LOOPS[max((known for known in LOOPS if known <= self.per_class), default=1)]
 
 
-# Called with the network at hand after each inner loop (each iteration of distribution matching); what it changes of the
-# real images is seen by the next. Attacks that look at the distillation use it.
+# Called with the network at hand after each inner loop (each iteration of distribution matching); what it changes of
+# the real images is seen by the next. Attacks that look at the distillation use it.
 AfterLoop = Callable[[ConvNet, int], None]
 
 
@@ -119,9 +119,16 @@ def distil(
                 if turn == outer - 1:
                     break  # with one image a class this is before the first inner loop, and after_loop never runs
                 fit(
-                    network, synthetic_SCHW.detach(), synthetic_S, epochs=inner, batch=INNER_BATCH,
-                    learning_rate=0.01, seed=seed + turn, decay=False, stop=stop,
-                )  # fmt: skip
+                    network,
+                    synthetic_SCHW.detach(),
+                    synthetic_S,
+                    epochs=inner,
+                    batch=INNER_BATCH,
+                    learning_rate=0.01,
+                    seed=seed + turn,
+                    decay=False,
+                    stop=stop,
+                )
                 network.train()
                 if after_loop is not None:
                     after_loop(network, iteration)
@@ -132,7 +139,8 @@ def distil(
 def _gradient_distance(
     network: nn.Module, weights: Sequence[Tensor], real_NCHW: Tensor, synthetic_SCHW: Tensor, kind: int
 ) -> Tensor:
-    """Σ over the layers' output rows of 1 − cos of the two gradients; biases and norms, of one dimension, are left out."""
+    """Σ over the layers' output rows of 1 − cos of the two gradients; what has one dimension (biases, norms) is left
+    out."""
     wanted = torch.autograd.grad(classify(network, (real_NCHW, torch.full((len(real_NCHW),), kind))), weights)
     loss = classify(network, (synthetic_SCHW, torch.full((len(synthetic_SCHW),), kind)))
     mine = torch.autograd.grad(loss, weights, create_graph=True)
@@ -146,9 +154,16 @@ def _gradient_distance(
 
 
 def trained_on(
-    image_SCHW: Tensor, label_S: Tensor, *, classes: int, seed: int, width: int = 16, depth: int = 3, epochs: int = 300,
+    image_SCHW: Tensor,
+    label_S: Tensor,
+    *,
+    classes: int,
+    seed: int,
+    width: int = 16,
+    depth: int = 3,
+    epochs: int = 300,
     stop: Stop = lambda: None,
-) -> ConvNet:  # fmt: skip
+) -> ConvNet:
     """A fresh network trained on a (distilled) set, as the papers evaluate one: 300 epochs."""
     torch.manual_seed(seed)
     network = ConvNet(
@@ -160,6 +175,14 @@ def trained_on(
         norm="instance",
     )
     fit(
-        network, image_SCHW, label_S, epochs=epochs, batch=256, learning_rate=0.01, seed=seed, weight_decay=5e-4, stop=stop
-    )  # fmt: skip
+        network,
+        image_SCHW,
+        label_S,
+        epochs=epochs,
+        batch=256,
+        learning_rate=0.01,
+        seed=seed,
+        weight_decay=5e-4,
+        stop=stop,
+    )
     return network

@@ -65,14 +65,18 @@ def invert(
     def applied(values: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
         return values * (1 - mask) + pattern * mask
 
+    def drawn() -> Tensor:
+        if batch >= len(values_NX):
+            return values_NX
+        return values_NX[torch.randint(len(values_NX), (batch,), generator=generator)]
+
     best: tuple[float, float, Tensor, Tensor] | None = None
-    cost, stale, taken, converged = 1e-3, 0, 0, False
+    cost, stale, taken, converged, success = 1e-3, 0, 0, False, 0.0
     while taken < steps and not converged:
         for _ in range(CHECKED):
             stop()
-            rows = torch.randint(len(values_NX), (min(batch, len(values_NX)),), generator=generator)
             mask, pattern = patch()
-            loss = F.cross_entropy(logits(applied(values_NX[rows], mask, pattern)), wanted_N[: len(rows)])
+            loss = F.cross_entropy(logits(applied(drawn(), mask, pattern)), wanted_N[:batch])
             gradients = torch.autograd.grad(loss + cost * mask.abs().sum(), [raw_mask, raw_pattern])
             raw_mask.grad, raw_pattern.grad = gradients
             optimizer.step()
@@ -80,7 +84,7 @@ def invert(
         with torch.no_grad():
             mask, pattern = patch()
             turned = torch.cat(
-                [logits(applied(part, mask, pattern)).argmax(1) == target for part in values_NX.split(500)]
+                [logits(applied(part, mask, pattern)).argmax(1) == target for part in values_NX.split(max(batch, 500))]
             )
         success, size = float(turned.float().mean()), float(mask.sum())
         if success >= SUCCESS:

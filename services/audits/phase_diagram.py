@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from services.audits.connectivity import connectivity
 from services.audits.curvature import CurvatureDiverged, Hessian, top_eigenvalue
@@ -53,9 +53,15 @@ def _cell(config: PhaseDiagramConfig, part: ImageSet, width: int, batch: int, st
             channels=part.channels, size=part.size, classes=part.classes, width=width, depth=config.depth, norm="batch"
         )
         fit(
-            network, part.image_NCHW, part.label_N, epochs=config.epochs, batch=batch,
-            learning_rate=config.learning_rate, seed=config.seed + number, stop=stop,
-        )  # fmt: skip
+            network,
+            part.image_NCHW,
+            part.label_N,
+            epochs=config.epochs,
+            batch=batch,
+            learning_rate=config.learning_rate,
+            seed=config.seed + number,
+            stop=stop,
+        )
         networks.append(network)
     accuracy = [float(right(one, part.test_image_NCHW, part.test_label_N).mean()) for one in networks]
     with torch.no_grad():
@@ -69,11 +75,18 @@ def _cell(config: PhaseDiagramConfig, part: ImageSet, width: int, batch: int, st
             continue
     curves = [
         connectivity(
-            one, other, classify, error_percent, lambda epoch: batches_of(part.image_NCHW, part.label_N, CURVE_BATCH, epoch),
-            epochs=config.curve_epochs, learning_rate=config.curve_rate, seed=config.seed, stop=stop,
+            one,
+            other,
+            classify,
+            error_percent,
+            lambda epoch: batches_of(part.image_NCHW, part.label_N, CURVE_BATCH, epoch),
+            epochs=config.curve_epochs,
+            learning_rate=config.curve_rate,
+            seed=config.seed,
+            stop=stop,
         ).value
         for one, other in itertools.pairwise(networks)
-    ]  # fmt: skip
+    ]
     mixed_NCHW = mixed(part.image_NCHW, seed=config.seed)
     alike = similarity([torch.softmax(logits_of(one, mixed_NCHW), 1).numpy() for one in networks])
     mc = float(np.mean(curves))
@@ -110,7 +123,7 @@ def predictors(rows: Sequence[dict[str, Any]], *, seed: int = 0) -> dict[str, di
 def _spearman(value: np.ndarray, accuracy: np.ndarray, width: np.ndarray) -> float:
     if len(np.unique(value)) < 2 or len(np.unique(accuracy)) < 2:
         return float("nan")
-    return float(spearmanr(value, accuracy).statistic)
+    return float(np.corrcoef(rankdata(value), rankdata(accuracy))[0, 1])
 
 
 def _within(value: np.ndarray, accuracy: np.ndarray, width: np.ndarray) -> float:
@@ -123,8 +136,6 @@ def _within(value: np.ndarray, accuracy: np.ndarray, width: np.ndarray) -> float
 
 
 def _ranks(value: np.ndarray) -> np.ndarray:
-    from scipy.stats import rankdata
-
     return rankdata(value).astype(np.float64)
 
 

@@ -99,8 +99,8 @@ def load_cells(path: Path) -> Cells:
 
 
 def explained(cells: Cells, cuts: Cuts) -> float:
-    """The share of the variance of test accuracy's ranks that lies between the phases (0–1). Ranks, because a few cells of
-    width one, 40 points below the rest, would decide everything else."""
+    """The share of the variance of test accuracy's ranks that lies between the phases (0–1). Ranks, because a few cells
+    of width one, 40 points below the rest, would decide everything else."""
     label_M, rank_M = cells.labels(cuts), rankdata(cells.accuracy_M)
     total = ((rank_M - rank_M.mean()) ** 2).sum()
     within = sum(
@@ -142,11 +142,8 @@ def agreement(cells: Cells, seeds: Sequence[int]) -> dict[str, Any]:
     for name in found[0]:
         values = np.array([one[name] for one in found])
         low, high = np.quantile(values, [0.025, 0.975])
-        summary[name] = {
-            "mean": round(float(values.mean()), 4),
-            "low": round(float(low), 4),
-            "high": round(float(high), 4),
-        }
+        figures = {"mean": values.mean(), "low": low, "high": high}
+        summary[name] = {key: round(float(value), 4) for key, value in figures.items()}
     return {"seeds": list(seeds), "cells_fitted": len(cells.accuracy_M) // 2, **summary}
 
 
@@ -163,9 +160,10 @@ def main() -> None:
     cells = load_cells(given.cells)
     order = np.random.default_rng(0).permutation(len(cells.accuracy_M))
     cuts = fit_cuts(cells.take(order[: len(order) // 2]))
+    command = f"python -m services.audits.phases --cells {given.cells.name} --write"
     found = {
         "cuts": cuts._asdict(),
-        "made": f"python -m services.audits.phases --cells {given.cells.name} --write; fitted on half of the cells, seed 0",
+        "made": f"{command}; fitted on half of the cells, seed 0",
         "source": "published measurements of Yang and others (2021), ResNet-18 on CIFAR-10, means of 5 seeds",
         "other half": agreement(cells, range(SPLITS)),
     }

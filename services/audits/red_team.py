@@ -32,8 +32,8 @@ def red_team(
     stop: Stop = go_on,
     progress: Callable[[float], None] = lambda share: None,
 ) -> list[dict[str, Any]]:
-    """For each seed and attack: accuracy of a network trained on the distilled set, the attack's success with and without
-    the trigger, and the share of poisoned images that each scan finds at the false-alarm rate of the configuration.
+    """For each seed and attack: accuracy of a network trained on the distilled set, the attack's success with and
+    without the trigger, and the share of poisoned images that each scan finds at the configuration's false-alarm rate.
 
     "direct" rows are of a network trained on the poisoned set itself, without distillation.
     """
@@ -63,9 +63,15 @@ def _attacked(config: RedTeamConfig, part: ImageSet, attack: str, seed: int, sto
         how, image_NCHW, label_N, classes=part.classes, seed=seed, stop=stop, after_loop=doorping
     )
     network = trained_on(
-        synthetic_SCHW, synthetic_S, classes=part.classes, seed=seed, width=config.width, depth=config.depth,
-        epochs=config.evaluation_epochs, stop=stop,
-    )  # fmt: skip
+        synthetic_SCHW,
+        synthetic_S,
+        classes=part.classes,
+        seed=seed,
+        width=config.width,
+        depth=config.depth,
+        epochs=config.evaluation_epochs,
+        stop=stop,
+    )
     trigger = Trigger.white(part.channels) if poisoned is None else poisoned.trigger
     row = {
         "seed": seed,
@@ -92,12 +98,23 @@ def _attacked(config: RedTeamConfig, part: ImageSet, attack: str, seed: int, sto
 def _direct(config: RedTeamConfig, image_NCHW: Tensor, label_N: Tensor, classes: int, seed: int, stop: Stop) -> ConvNet:
     torch.manual_seed(seed)
     network = ConvNet(
-        channels=image_NCHW.shape[1], size=image_NCHW.shape[-1], classes=classes, width=config.width, depth=config.depth,
+        channels=image_NCHW.shape[1],
+        size=image_NCHW.shape[-1],
+        classes=classes,
+        width=config.width,
+        depth=config.depth,
         norm="instance",
-    )  # fmt: skip
+    )
     fit(
-        network, image_NCHW, label_N, epochs=config.epochs, batch=64, learning_rate=config.learning_rate, seed=seed, stop=stop
-    )  # fmt: skip
+        network,
+        image_NCHW,
+        label_N,
+        epochs=config.epochs,
+        batch=64,
+        learning_rate=config.learning_rate,
+        seed=seed,
+        stop=stop,
+    )
     return network
 
 
@@ -152,15 +169,23 @@ def _scanned(config: RedTeamConfig, network: ConvNet, poisoned: RedTeamSet, seed
 
 
 def _inverted(config: RedTeamConfig, network: ConvNet, part: ImageSet, seed: int, stop: Stop) -> dict[str, Any]:
-    """Anomaly index of the target's inverted trigger, how many classes' inversions converged, and the least anomalous."""
+    """The anomaly index and size of the target's inverted trigger, and how many classes' inversions converged."""
     network.requires_grad_(False)
     found = [
         invert(
-            network, part.test_image_NCHW[part.test_label_N != kind][:INVERTED], kind,
-            mask_shape=(1, part.size, part.size), low=0, high=1, seed=seed, steps=config.inversion_steps, batch=64, stop=stop,
+            network,
+            part.test_image_NCHW[part.test_label_N != kind][:INVERTED],
+            kind,
+            mask_shape=(1, part.size, part.size),
+            low=0,
+            high=1,
+            seed=seed,
+            steps=config.inversion_steps,
+            batch=64,
+            stop=stop,
         )
         for kind in range(part.classes)
-    ]  # fmt: skip
+    ]
     network.requires_grad_(True)
     index = anomaly_index([one.size for one in found])
     return {

@@ -36,9 +36,15 @@ def scaling(config: ScalingConfig, images: ImageSet, stop: Stop = go_on) -> list
                     channels=two.channels, size=two.size, classes=2, width=width, depth=depth, norm="batch"
                 )
             fit(
-                network, two.image_NCHW, two.label_N, epochs=config.epochs, batch=config.batch,
-                learning_rate=config.learning_rate, seed=seed, stop=stop,
-            )  # fmt: skip
+                network,
+                two.image_NCHW,
+                two.label_N,
+                epochs=config.epochs,
+                batch=config.batch,
+                learning_rate=config.learning_rate,
+                seed=seed,
+                stop=stop,
+            )
             rows.append(
                 {"seed": seed, "width": width, "depth": depth, "pretrained": pretrained} | _groups(network, two)
             )
@@ -59,9 +65,15 @@ def _pretrained(
         channels=images.channels, size=images.size, classes=images.classes, width=width, depth=depth, norm="batch"
     )
     fit(
-        network, image_NCHW[chosen], label_N[chosen], epochs=config.epochs, batch=config.batch,
-        learning_rate=config.learning_rate, seed=seed, stop=stop,
-    )  # fmt: skip
+        network,
+        image_NCHW[chosen],
+        label_N[chosen],
+        epochs=config.epochs,
+        batch=config.batch,
+        learning_rate=config.learning_rate,
+        seed=seed,
+        stop=stop,
+    )
     network.head = torch.nn.Linear(network.head.in_features, 2)
     return network
 

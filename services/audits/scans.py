@@ -56,7 +56,7 @@ def clusters(embedding_ND: NDArray[np.floating], seed: int) -> Clusters:
     embedding_ND = np.asarray(embedding_ND, np.float64)
     count = min(COMPONENTS, embedding_ND.shape[1], len(embedding_ND) - 1)
     reduced = PCA(count, svd_solver="full").fit_transform(embedding_ND)
-    found_N = KMeans(2, n_init=5, random_state=seed).fit_predict(reduced)  # pyright: ignore[reportArgumentType]
+    found_N = KMeans(2, n_init="auto", random_state=seed).fit_predict(reduced)
     small = int(found_N.mean() < 0.5)
     small_N = found_N == small
     if not 0 < small_N.sum() < len(small_N):
@@ -85,8 +85,8 @@ def entropy(probability_TK: NDArray[np.floating]) -> Floats:
 
 
 def strip_scores(probability_NTK: NDArray[np.floating]) -> Floats:
-    """(N,) minus the mean entropy of an input's answers when it is mixed with T clean ones (STRIP, Gao and others, 2019): a
-    trigger survives the mixing, so that the answers stay sure and the score is high."""
+    """(N,) minus the mean entropy of an input's answers when it is mixed with T clean ones (STRIP, Gao and others,
+    2019): a trigger survives the mixing, so that the answers stay sure and the score is high."""
     return -entropy(probability_NTK).mean(axis=1)
 
 
@@ -100,8 +100,8 @@ class Detection(NamedTuple):
 
 
 def detection(score_N: Floats, poisoned_N: NDArray[np.bool_], false_alarms: float) -> Detection:
-    """What a scan finds when its threshold is the clean examples' (1 − false_alarms) quantile. Ties with the threshold are
-    not found."""
+    """What a scan finds when its threshold is the clean examples' (1 − false_alarms) quantile. Ties with the threshold
+    are not found."""
     clean, dirty = score_N[~poisoned_N], score_N[poisoned_N]
     limit = float(np.quantile(clean, 1 - false_alarms, method="higher"))
     ranks = np.searchsorted(np.sort(clean), dirty, "left"), np.searchsorted(np.sort(clean), dirty, "right")

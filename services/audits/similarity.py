@@ -36,8 +36,8 @@ def linear_cka(first_ND: NDArray[np.floating], second_ND: NDArray[np.floating]) 
 
 
 def similarity(outputs: Sequence[NDArray[np.floating]]) -> Similarity:
-    """The mean CKA of all pairs of trainings: what the taxonomy of loss landscapes takes, on softmax outputs. Logits give
-    other values (.94 against .6), which its cuts do not fit."""
+    """The mean CKA of all pairs of trainings: what the taxonomy of loss landscapes takes, on softmax outputs. Logits
+    give other values (.94 against .6), which its cuts do not fit."""
     found = [linear_cka(one, other) for one, other in itertools.combinations(outputs, 2)]
     error = float(np.std(found, ddof=1) / math.sqrt(len(found))) if len(found) > 1 else 0.0
     return Similarity(float(np.mean(found)), error, len(found))
