@@ -55,7 +55,8 @@ class Examples:
 
     `targets_N` are classes (int64) or values (float64); −1 is an unknown class. `groups` maps a grouping to each
     example's group, '' where it has none. `features` describe the examples in words a reader knows, one number or one
-    word each: found groups are told by them.
+    word each: found groups are told by them. `unit_N` names what is independent where examples are not (the photograph
+    that several pictures are made of); `quick` is how many examples a quick audit looks at, by what one costs.
     """
 
     inputs: Any
@@ -63,6 +64,8 @@ class Examples:
     names: Sequence[str]
     groups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict[str, NDArray[np.str_]])
     features: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
+    unit_N: NDArray[Any] | None = None
+    quick: int = 1_000
 
     def __len__(self) -> int:
         return len(self.names)
@@ -77,6 +80,8 @@ class Examples:
             [self.names[int(place)] for place in index],
             {name: group_N[index] for name, group_N in self.groups.items()},
             {name: value_N[index] for name, value_N in self.features.items()},
+            None if self.unit_N is None else self.unit_N[index],
+            self.quick,
         )
 
 

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 from services.audits import groups, robustness
 from services.audits.checking import Budget, Checking
 from services.audits.report import Check, DatasetUsed, Report, Verdict, not_assessed, worst
-from shared.auditing import Context, NotAssessed, OnOtherData, Subject
+from shared.auditing import Context, OnOtherData, Subject
 from shared.bundles import Bundle, code_revision, library_versions
 from shared.jobs.context import JobStopped
-from shared.problems import Unprocessable
+from shared.problems import FourfoldError, Unprocessable
 
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "onnxruntime")
 
@@ -83,7 +83,7 @@ def _made(name: str, subject: Subject, baseline: Subject | None, budget: Budget,
         check = _believable(CHECKS[name](subject, baseline, budget, context))
     except JobStopped:
         raise
-    except NotAssessed as error:
+    except FourfoldError as error:
         check = not_assessed(name, error.detail)
     except Exception as error:
         context.logger.error("%s", traceback.format_exc())
@@ -136,10 +136,9 @@ def report(
         )
     elif trained is None:
         notes.append("The version does not say what it was trained on; the data set at hand is taken for it.")
-    try:
+    used = None
+    if at_hand and any(check.verdict is not Verdict.NOT_ASSESSED for check in checks):
         used = DatasetUsed(name=name, digest=digest, split=subject.split, n=len(subject.held_out))
-    except NotAssessed:
-        used = None
     return Report(
         id=id,
         model=bundle.manifest.name,

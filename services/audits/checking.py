@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from services.audits.report import Check
-from services.audits.rules import FULL_EXAMPLES, QUICK_EXAMPLES
 from shared.audit_report import Budget
 from shared.auditing import Context, Examples, Subject
 from shared.jobs.context import JobStopped, StopReason
@@ -44,12 +43,14 @@ class Checking:
         return np.random.default_rng([self.seed, *purpose])
 
 
+FULL = 10  # times as many examples as in a quick audit
 CheckFunction = Callable[[Subject, Subject | None, Budget, Checking], Check]  # (subject, baseline, budget, context)
 
 
-def sample(examples: Examples, budget: Budget, context: Checking) -> Examples:
-    """The examples, or as many of them as the budget looks at, drawn with the audit's seed."""
-    most = QUICK_EXAMPLES if budget == "quick" else FULL_EXAMPLES
+def sample(examples: Examples, budget: Budget, context: Checking, *, times: int = 1) -> Examples:
+    """The examples, or as many of them as the budget looks at (`times` as many), drawn with the audit's seed."""
+    most = examples.quick if budget == "quick" else FULL * examples.quick
+    most *= times
     if len(examples) <= most:
         return examples
     return examples.take(np.sort(context.random(0).permutation(len(examples))[:most]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,12 +37,12 @@ class Group:
 
     @property
     def judged(self) -> bool:
-        return self.error.n >= rules.LEAST_GROUP
+        return self.error.n >= rules.LEAST_GROUP and np.isfinite(self.strict.high)
 
 
 def check(subject: Subject, baseline: Subject | None, budget: Budget, context: Checking) -> Check:
     """Per-group and worst-group error on the held-out split, with intervals that hold for all groups together."""
-    examples = sample(subject.held_out, budget, context)
+    examples = sample(subject.held_out, budget, context, times=2)
     assessed = subject.assess(examples)
     error_N = assessed.error_N
     context.progress(0.5)
@@ -54,24 +55,41 @@ def check(subject: Subject, baseline: Subject | None, budget: Budget, context: C
         found.find(error_N, assessed.embedding_ND, examples.features, half_N, context.seed), start=1
     ):
         members[(FOUND, f"{number}, {rule.rule}")] = rule.member_N & ~half_N
-    whole = mean(error_N)
-    judged = sum(int(member_N.sum() >= rules.LEAST_GROUP) for member_N in members.values())
+    unit_N = examples.unit_N
+    whole = mean(error_N, unit_N=unit_N)
+    judged = sum(
+        int(member_N.sum() >= rules.LEAST_GROUP and _units(unit_N, member_N) > 1) for member_N in members.values()
+    )
     level = corrected(judged)
     groups = [
         Group(
             grouping,
             name,
-            mean(error_N[member_N]),
-            mean(error_N[member_N], level),
+            mean(error_N[member_N], unit_N=_of(unit_N, member_N)),
+            mean(error_N[member_N], level, _of(unit_N, member_N)),
             1 - 1 / len(subject.classes) if grouping == "class" else subject.likely,
-            None if before_N is None else paired(error_N[member_N], before_N[member_N], level),
+            None if before_N is None else paired(error_N[member_N], before_N[member_N], level, _of(unit_N, member_N)),
         )
         for (grouping, name), member_N in members.items()
         if member_N.any()
     ]
     return _verdict(
-        subject, whole, groups, budget, context.seed, None if before_N is None else paired(error_N, before_N)
+        subject,
+        whole,
+        groups,
+        budget,
+        context.seed,
+        None if before_N is None else paired(error_N, before_N, unit_N=unit_N),
     )
+
+
+def _of(unit_N: NDArray[Any] | None, member_N: NDArray[np.bool_]) -> NDArray[Any] | None:
+    return None if unit_N is None else unit_N[member_N]
+
+
+def _units(unit_N: NDArray[Any] | None, member_N: NDArray[np.bool_]) -> int:
+    """How many independent things a group has."""
+    return int(member_N.sum()) if unit_N is None else len(np.unique(unit_N[member_N]))
 
 
 def _given(subject: Subject, examples: Examples) -> Mapping[tuple[str, str], NDArray[np.bool_]]:
@@ -114,7 +132,11 @@ def _verdict(subject: Subject, whole: Mean, groups: list[Group], budget: str, se
     judged = [group for group in groups if group.judged]
     small = [group for group in groups if not group.judged]
     given = [group for group in judged if group.grouping != FOUND]
-    notes = [f"{group.title}: {group.error.n} examples, too few to judge" for group in small if group.grouping != FOUND]
+    notes = [
+        f"{group.title}: {group.error.n} examples, too few (or of one source) to judge"
+        for group in small
+        if group.grouping != FOUND
+    ]
     if not any(group.grouping != FOUND for group in groups):
         notes.append("The data set names no groups (and has no classes); found groups are all there is.")
     evidence = [_evidence("error, all examples", whole, subject, budget, seed)]
@@ -139,7 +161,7 @@ def _verdict(subject: Subject, whole: Mean, groups: list[Group], budget: str, se
         return Check(
             name=NAME,
             verdict=Verdict.NOT_ASSESSED,
-            summary=f"No group has {rules.LEAST_GROUP} held-out examples.",
+            summary=f"No group has {rules.LEAST_GROUP} held-out examples that are of two sources at least.",
             advice="Hold out more examples, or name groups in the data set.",
             notes=tuple(notes),
             evidence=tuple(evidence),

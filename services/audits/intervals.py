@@ -28,12 +28,19 @@ class Mean:
     n: int
 
 
-def mean(value_N: NDArray[Any], level: float = LEVEL) -> Mean:
-    """The mean and its interval: Wilson's for shares, Student's for anything else (wide for few)."""
+def mean(value_N: NDArray[Any], level: float = LEVEL, unit_N: NDArray[Any] | None = None) -> Mean:
+    """The mean and its interval: Wilson's for shares, Student's for anything else (wide for few).
+
+    Where `unit_N` (N,) says which examples belong together, whole units are what is independent: Student's interval
+    with the cluster-robust variance of their sums, Σ_u (Σ_{i∈u} r_i)² · U/(U−1) / n², U − 1 degrees of freedom.
+    """
     value_N, n = np.asarray(value_N, np.float64), len(value_N)
     if n == 0:
         return Mean(float("nan"), float("nan"), float("nan"), 0)
     found = float(value_N.mean())
+    if unit_N is not None:
+        half = _half_width(value_N - found, level, unit_N)
+        return Mean(found, found - half, found + half, n)
     if np.isin(value_N, (0.0, 1.0)).all():
         z = norm.ppf(0.5 + level / 2)
         centre = (found + z * z / (2 * n)) / (1 + z * z / n)
@@ -41,19 +48,28 @@ def mean(value_N: NDArray[Any], level: float = LEVEL) -> Mean:
         return Mean(found, float(max(0.0, centre - half)), float(min(1.0, centre + half)), n)
     if n == 1:
         return Mean(found, float("-inf"), float("inf"), 1)
-    half = float(t.ppf(0.5 + level / 2, n - 1) * value_N.std(ddof=1) / np.sqrt(n))
+    half = _half_width(value_N - found, level, np.arange(n))
     return Mean(found, found - half, found + half, n)
 
 
-def paired(new_N: NDArray[Any], old_N: NDArray[Any], level: float = LEVEL) -> Mean:
-    """Mean of new − old over the same examples, Student's interval."""
+def _half_width(residual_N: Floats, level: float, unit_N: NDArray[Any]) -> float:
+    sums_U = np.bincount(np.unique(unit_N, return_inverse=True)[1], weights=residual_N)
+    units, n = len(sums_U), len(residual_N)
+    if units < 2:
+        return float("inf")
+    return float(t.ppf(0.5 + level / 2, units - 1) * np.sqrt((sums_U**2).sum() * units / (units - 1)) / n)
+
+
+def paired(new_N: NDArray[Any], old_N: NDArray[Any], level: float = LEVEL, unit_N: NDArray[Any] | None = None) -> Mean:
+    """Mean of new − old over the same examples, Student's interval; of whole units as in `mean`."""
     difference_N = np.asarray(new_N, np.float64) - np.asarray(old_N, np.float64)
     n = len(difference_N)
     if n < 2 or not difference_N.any():
         found = float(difference_N.mean()) if n else float("nan")
         return Mean(found, found, found, n)
-    half = float(t.ppf(0.5 + level / 2, n - 1) * difference_N.std(ddof=1) / np.sqrt(n))
-    return Mean(float(difference_N.mean()), float(difference_N.mean()) - half, float(difference_N.mean()) + half, n)
+    found = float(difference_N.mean())
+    half = _half_width(difference_N - found, level, np.arange(n) if unit_N is None else unit_N)
+    return Mean(found, found - half, found + half, n)
 
 
 def kept(error: Mean, whole: float, guess: float) -> Mean:

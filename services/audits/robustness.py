@@ -63,10 +63,13 @@ def check(subject: Subject, baseline: Subject | None, budget: Budget, context: C
     examples = sample(subject.held_out, budget, context)
     clean = subject.assess(examples)
     findings = Findings(subject, budget, context.seed)
-    whole = mean(clean.error_N)
+    unit_N = examples.unit_N
+    whole = mean(clean.error_N, unit_N=unit_N)
+    if not np.isfinite(whole.high):
+        raise NotAssessed("The held-out examples all come from one source; what holds for others cannot be known.")
     findings.note("error, held-out examples", whole)
     if baseline is not None:
-        change = paired(clean.error_N, baseline.assess(examples).error_N)
+        change = paired(clean.error_N, baseline.assess(examples).error_N, unit_N=unit_N)
         findings.note("error less the baseline's, held-out examples", change, "", 0.0, rules.WORSE_SOURCE)
         if change.low > 0:
             grave = change.low > rules.STOP_WORSE * subject.likely
@@ -89,10 +92,11 @@ def check(subject: Subject, baseline: Subject | None, budget: Budget, context: C
     verdict = worst([Verdict.PASSES, *(kind for kind, _ in findings.judged)])
     reasons = [told for kind, told in findings.judged if kind is verdict and kind is not Verdict.PASSES]
     fine = [told for kind, told in findings.judged if kind is Verdict.PASSES]
+    told = "; ".join(reasons or fine) or "nothing speaks against it"
     return Check(
         name=NAME,
         verdict=verdict,
-        summary=("; ".join(reasons or fine) or "Nothing was found").capitalize().rstrip(".") + ".",
+        summary=f"{told[:1].upper()}{told[1:].rstrip('.')}.",
         advice=_advice(verdict, findings.judged),
         notes=tuple(findings.notes),
         evidence=tuple(findings.evidence),
@@ -127,7 +131,8 @@ def _memory(findings: Findings, whole: Mean, budget: Budget, context: Checking) 
         findings.judge(
             Verdict.STOP, f"on unseen examples it is no better than a guess ({whole.value:.3g} against {guess:.3g})"
         )
-    trained = mean(subject.assess(sample(subject.train, budget, context)).error_N)
+    training = sample(subject.train, budget, context)
+    trained = mean(subject.assess(training).error_N, unit_N=training.unit_N)
     findings.note("error, training examples", trained)
     share = kept(whole, trained.value, guess)
     findings.note("skill kept on unseen examples", share, "share", rules.STOP_KEPT, rules.KEPT_SOURCE)
@@ -175,12 +180,12 @@ def _changes(
             context.check_stop()
             changed = change.apply(examples, strength, context.seed)
             error_N = subject.assess(changed).error_N
-            curve.append(mean(error_N))
+            curve.append(mean(error_N, unit_N=examples.unit_N))
             if baseline is not None:
-                before.append(mean(baseline.assess(changed).error_N))
+                before.append(mean(baseline.assess(changed).error_N, unit_N=examples.unit_N))
             if strength != change.mild:
                 continue
-            added = paired(error_N, clean.error_N)
+            added = paired(error_N, clean.error_N, unit_N=examples.unit_N)
             error = Mean(whole.value + added.value, whole.value + added.low, whole.value + added.high, added.n)
             share = kept(error, whole.value, subject.likely)
             name = f"skill kept, {change.name} ({strength:g}, {change.unit})"

@@ -23,5 +23,3 @@ WORSE_SOURCE = (
     "house rule: any difference from the baseline beyond the interval is looked at; one above a quarter of the guess's "
     "error stops"
 )
-QUICK_EXAMPLES = 1_000
-FULL_EXAMPLES = 10_000
