@@ -22,7 +22,7 @@ from services.bots.datasets import load_graph
 from services.bots.export import WEIGHTS
 from services.bots.features import PROPERTIES
 from services.bots.graphs import STANCES, GraphData
-from services.bots.model import AccountNet
+from services.bots.model import AccountNet, relations_of
 from services.bots.preparation import Prepared, inputs_of, prepare
 from services.bots.schemas import TrainConfig
 from services.bots.train import fit
@@ -216,7 +216,18 @@ class BotsSubject:
 
     @cached_property
     def _prepared(self) -> Prepared:
-        return prepare(self._config, self._graph)
+        """The graph as the version's network takes it: a baseline may know other relations and views than this data."""
+        calibration = self._predictor.calibration
+        prepared = prepare(self._config, self._graph)
+        text = prepared.text_ND
+        edges = self._graph.edges_for(calibration.relations, calibration.both_ways)
+        ends = torch.from_numpy(np.stack([edges.source_E, edges.target_E]))
+        return replace(
+            prepared,
+            text_ND=text if text is not None and text.shape[1] == calibration.text_width else None,
+            relations=relations_of(ends, torch.from_numpy(edges.relation_E), len(calibration.relations)),
+            views={view.name: view.properties for view in calibration.views},
+        )
 
     @cached_property
     def _seen(self) -> tuple[GraphData, Any]:
