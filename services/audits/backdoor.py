@@ -3,7 +3,9 @@
 Scans name groups of training examples that lie apart (activation clustering, spectral signatures). What a group shares
 is then put on held-out examples of the other classes. A backdoor is confirmed where that turns them, where the same
 entries with ordinary values do not, and where a model that never saw the group disbelieves its labels. Trigger
-inversion looks at the network without the training data. Shapes: N examples, X the shape of an input, E entries of the mask.
+inversion looks at the network without the training data.
+
+Shapes: N examples, X the shape of an input, E entries of the mask.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ PURE = 0.8  # carriers labelled as the group is: a trigger is stamped to mean on
 BELIEVED = 0.5  # labels of the carriers believed without the trigger, below which it alone decides
 RULE = (
     "house rule: a trigger turns more than half of the other classes' examples, ordinary values less, and fewer than "
-    "half of the labels of what carries it are believed without it (exclusionary reclassification, Chen and others 2018)"
+    "half of the labels of what carries it are believed without it (exclusionary reclassification, Chen and others, "
+    "2018)"
 )
 LEAST_OTHERS = 5  # held-out examples of other classes
 STAMPED = {"quick": 300, "full": 2000}  # held-out examples that triggers are put on

@@ -110,7 +110,7 @@ def _held(value_NE: NDArray[np.float32], start_E: NDArray[np.float32], width: fl
 
 
 def _densest(value_NE: NDArray[np.float32], width: float) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """(E,) where the interval of that width begins that holds most values of each entry, and the share that it holds."""
+    """(E,) where the interval of that width begins that holds most values of each entry, and the share it holds."""
     ordered_NE = np.sort(value_NE, axis=0)
     start_E, share_E = ordered_NE[0].copy(), np.zeros(value_NE.shape[1])
     for entry, column in enumerate(ordered_NE.T):
@@ -122,8 +122,8 @@ def _densest(value_NE: NDArray[np.float32], width: float) -> tuple[NDArray[np.fl
 def believed(
     shared: Shared, label: int, value_NE: NDArray[np.float32], label_N: Ints, seed: int
 ) -> NDArray[np.float64]:
-    """1 or 0 for each carrier that is labelled `label`: whether a model believes it that never saw the carriers, nor the
-    shared entries (exclusionary reclassification, Chen and others, 2018). What a trigger was stamped on looks like
+    """1 or 0 for each carrier that is labelled `label`: whether a model believes it that never saw the carriers, nor
+    the shared entries (exclusionary reclassification, Chen and others, 2018). What a trigger was stamped on looks like
     another class to it.
     """
     asked = shared.carriers[label_N[shared.carriers] == label]
