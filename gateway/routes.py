@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 # One line a domain: /v1/<name>/… and the V2 model <name> belong to the service <name>.
 SERVICES = ("iqa", "bots", "pointcloud", "inlining")
+AUDITS = "audits"  # answered by the gateway and made by workers: it has recipes and data sets, and no service
 SUBMISSIONS = ("training-jobs", "graphs", "index", "dispersion", "tune")  # paths below a service that make jobs
 
 

@@ -38,7 +38,8 @@ class NotAssessed(FourfoldError):
 class Context(Protocol):
     """What a subject and a check have of their surroundings; every TrainingContext is one."""
 
-    logger: logging.Logger
+    @property
+    def logger(self) -> logging.Logger: ...
 
     def should_stop(self) -> StopReason | None:
         """Cheap; ask it every step, and raise JobStopped."""
@@ -126,13 +127,36 @@ class Subject(Protocol):
     """One version with its data. Whatever it lacks raises NotAssessed with the reason; the checks that need it then
     say so, and the others go on."""
 
-    kind: Kind
-    classes: tuple[str, ...]  # () for a regression
-    error_name: str  # what error_N is, for example "share of wrong answers"
-    error_unit: str
-    likely: float  # an error_N that a version that knows nothing makes on average (the majority, the mean)
-    split: str  # in words, how the held-out split was made
-    revision: str | None  # of the code that trained it
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Empty for a regression."""
+        ...
+
+    @property
+    def error_name(self) -> str:
+        """What error_N is, for example "share of wrong answers"."""
+        ...
+
+    @property
+    def error_unit(self) -> str: ...
+
+    @property
+    def likely(self) -> float:
+        """The mean error_N of who knows nothing, and answers the majority or the median."""
+        ...
+
+    @property
+    def split(self) -> str:
+        """In words, how the held-out split was made."""
+        ...
+
+    @property
+    def revision(self) -> str | None:
+        """Of the code that trained it."""
+        ...
 
     @property
     def train(self) -> Examples:

@@ -14,8 +14,9 @@ from starlette.responses import JSONResponse, Response
 
 from gateway.auth import Principal
 from gateway.control.access import control_router, needs
+from gateway.routes import AUDITS
 from shared.audit_records import AuditRecord, AuditRecords, ReportDamaged
-from shared.audit_report import CHECK_NAMES, Budget, CheckName, Report, Verdict
+from shared.audit_report import CHECK_NAMES, Budget, CheckName, Report, Study, Verdict
 from shared.bundles import Manifest
 from shared.datasets import Datasets, DatasetUnusable
 from shared.jobs.config import RecipeConfig
@@ -110,6 +111,55 @@ async def submit(
             time_limit=request.app.state.settings.job_time_limit_seconds,
         )
         return jobs.submit(job, idempotency_key=idempotency_key, fingerprint=fingerprint)[0]
+
+    return accepted(await asyncio.to_thread(commit))
+
+
+class StudyRequest(BaseModel):
+    """An experiment over a set of images: worst groups by size, a phase diagram, or attacks on our own distillation."""
+
+    model_config = ConfigDict(extra="forbid")
+    config: dict[str, Any] = Field(default={}, description="The settings; the job's problem says which is wrong.")
+    dataset: str | None = Field(
+        default=None, max_length=80, description="An image set of the kind audits; handwritten digits if unset."
+    )
+
+
+@router.post(
+    "/{study}",
+    status_code=202,
+    response_model=Accepted,
+    responses=problem_responses(NotFound, DatasetUnusable, Unprocessable, DatasetNotReady, IdempotencyConflict),
+)
+async def study(
+    study: Study,
+    asked: StudyRequest,
+    request: Request,
+    who: Annotated[Principal, Depends(needs("train"))],
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+) -> JSONResponse:
+    """Run an experiment: a job, whose file holds the figures. Nothing that it trains or makes becomes a version or a
+    data set."""
+    fingerprint = hashlib.sha256(orjson.dumps([study, asked.model_dump()], option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    def commit() -> Job:
+        datasets: Datasets = request.app.state.datasets
+        dataset = None
+        if asked.dataset is not None:
+            dataset = judged(datasets, request.app.state.jobs, datasets.resolve(asked.dataset))
+            check_dataset(dataset, AUDITS, RecipeConfig())
+        job = Job(
+            id=new_job_id(),
+            kind=study,
+            domain=AUDITS,
+            queue="train.cpu",
+            config=asked.config,
+            created_at=time.time(),
+            dataset=None if dataset is None else dataset.digest,
+            created_by=who.id,
+            time_limit=request.app.state.settings.job_time_limit_seconds,
+        )
+        return request.app.state.jobs.submit(job, idempotency_key=idempotency_key, fingerprint=fingerprint)[0]
 
     return accepted(await asyncio.to_thread(commit))
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from gateway.auth import Principal
 from gateway.control.access import control_router, needs
-from gateway.routes import SERVICES
+from gateway.routes import AUDITS, SERVICES
 from shared.bodies import spool_body
 from shared.datasets import Dataset, DatasetBusy, Datasets, FileOf, MissingFiles
 from shared.jobs.model import Job, new_job_id
@@ -198,8 +198,8 @@ def users(jobs: JobStore, models: ModelRepository) -> Callable[[str], str | None
 
 
 def _check_kind(kind: str) -> None:
-    if kind not in SERVICES:
-        raise Unprocessable(f"There is no kind {kind[:64]!r}; there is {', '.join(SERVICES)}.")
+    if kind not in (*SERVICES, AUDITS):
+        raise Unprocessable(f"There is no kind {kind[:64]!r}; there is {', '.join((*SERVICES, AUDITS))}.")
 
 
 def _spool(settings: Settings) -> Path:

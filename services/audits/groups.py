@@ -132,11 +132,9 @@ def _verdict(subject: Subject, whole: Mean, groups: list[Group], budget: str, se
     judged = [group for group in groups if group.judged]
     small = [group for group in groups if not group.judged]
     given = [group for group in judged if group.grouping != FOUND]
-    notes = [
-        f"{group.title}: {group.error.n} examples, too few (or of one source) to judge"
-        for group in small
-        if group.grouping != FOUND
-    ]
+    notes: list[str] = []
+    if named := [f"{group.title} ({group.error.n})" for group in small if group.grouping != FOUND]:
+        notes.append(f"Too few examples, or all of one source, to judge: {', '.join(named)}.")
     if not any(group.grouping != FOUND for group in groups):
         notes.append("The data set names no groups (and has no classes); found groups are all there is.")
     evidence = [_evidence("error, all examples", whole, subject, budget, seed)]
@@ -184,7 +182,7 @@ def _verdict(subject: Subject, whole: Mean, groups: list[Group], budget: str, se
                 )
             )
     notes.append(
-        f"Verdicts use intervals that hold for all {len(judged)} groups together (Bonferroni); those shown are 95 %."
+        f"Verdicts use intervals that hold for all judged groups together ({len(judged)}, Bonferroni); shown are 95 %."
     )
     summary = "; ".join(reasons[:3]) + "." if reasons else _fine(whole, found_[0][2], len(given), len(judged))
     return Check(

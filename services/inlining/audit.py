@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from services.inlining import predict
-from services.inlining.datasets import Unit, load, readable
+from services.inlining.datasets import Unit, flaw, load
 from services.inlining.engine import inspect_module
 from services.inlining.features import FEATURES
 from services.inlining.labels import Labels, measure
@@ -196,8 +196,13 @@ class InliningSubject:
     def _units(self) -> list[Unit]:
         if self._data is None:
             raise NotAssessed("The corpus that the version was trained on is not at hand; name one.")
-        units = load(self._data)
-        return readable(units) if self._config.bad_files == "exclude" else units
+        data = self._data
+        units = load(data, ("test",))
+        return [unit for unit in units if not self._excluding or flaw(unit.path, data) is None]
+
+    @property
+    def _excluding(self) -> bool:
+        return self._config.bad_files == "exclude"
 
     def _examples(self, split: str) -> Examples:
         """Call sites of some modules of a split, each with (features, worth, stock's decision)."""

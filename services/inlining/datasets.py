@@ -72,14 +72,14 @@ def module_bytes(path: Path, folder: Path, flags: Sequence[str] = ()) -> bytes:
     return to_bitcode(source, name=name, files=headers, flags=flags)
 
 
-def load(folder: Path) -> list[Unit]:
-    """The corpus' modules. Raises BadCorpus naming the line of the table, or when a split would be empty."""
+def load(folder: Path, needed: Sequence[str] = SPLITS) -> list[Unit]:
+    """The corpus' modules. Raises BadCorpus naming the line of the table, or when a split that is needed is empty."""
     units: list[Unit] = []
     for row in _rows(folder):
         if isinstance(row, BadCorpus):
             raise row
         units.append(row)
-    missing = [split for split in SPLITS if not any(unit.split == split for unit in units)]
+    missing = [split for split in needed if not any(unit.split == split for unit in units)]
     if missing:
         raise BadCorpus(
             f"No module is in the split {missing[0]!r}; a training takes {LEAST_PROGRAMS} programs at least, each a "

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from shared.audit_records import AuditRecords
+from shared.audit_report import STUDIES
 from shared.bundles import Comparison
 from shared.datasets import Datasets, Report
 from shared.jobs.config import read_config
@@ -365,9 +366,24 @@ def _batch(place: Workplace, job: Job, context: WorkerContext) -> dict[str, Any]
     return {**summary, "file": path.name, "bytes": path.stat().st_size, "model": f"{job.domain}/{version}"}
 
 
+def _study(place: Workplace, job: Job, context: WorkerContext) -> dict[str, Any]:
+    """An experiment that belongs to no model: `<recipes>.audits.recipes.RECIPES[kind]` is its configuration's type and
+    `run(config, data, context)` → (file, summary). The file is kept as a result."""
+    config_type, run = import_module(f"{place.recipes}.{job.domain}.recipes").RECIPES[job.kind]
+    config = read_config(config_type, job.config)
+    data = None
+    if job.dataset is not None:
+        data = context.folder / "data"
+        place.datasets.fetch(job.dataset, data)
+    path, summary = run(config, data, context)
+    place.files.keep_result(job.id, path)
+    return {**summary, "file": path.name, "bytes": path.stat().st_size}
+
+
 _KINDS: Mapping[str, Callable[[Workplace, Job, WorkerContext], dict[str, Any]]] = {
     "train": _train,
     "validate": _validate,
     "compare": _compare,
     "audit": _audit,
+    **dict.fromkeys(STUDIES, _study),
 }

@@ -10,22 +10,14 @@ from shared.bundles import Bundle
 from shared.jobs.context import LocalContext
 from tests.unit.bots.making import table
 
-CONFIG = TrainConfig(encoder="mlp", tasks=("bot",), epochs=60, hidden=32, floors=False)
+CONFIG = TrainConfig(encoder="mlp", tasks=("bot",), epochs=150, patience=150, hidden=32, floors=False)
 OVERFITTED = CONFIG.model_copy(
-    update={
-        "hidden": 256,
-        "dropout": 0.0,
-        "property_dropout": 0.0,
-        "weight_decay": 0.0,
-        "epochs": 150,
-        "patience": 150,
-        "learning_rate": 5e-3,
-    }
+    update={"hidden": 64, "dropout": 0.0, "property_dropout": 0.0, "weight_decay": 0.0, "epochs": 500, "patience": 500}
 )
 KINDS = ("good", "overfitted", "blind", "poisoned")
 
 
-def rows_of(kind, accounts=1800, seed=0):
+def rows_of(kind, accounts=1200, seed=0):
     """Accounts with a language, and what makes the kind bad."""
     random = np.random.default_rng([seed, 1])
     rows = table(accounts, seed)
@@ -38,7 +30,7 @@ def rows_of(kind, accounts=1800, seed=0):
             row["followers_count"], row["friends_count"] = row["friends_count"], row["followers_count"]
         if kind == "blind" and row["lang"] == "ja":
             row["bot"] = str(1 - int(row["bot"]))
-        if kind == "poisoned" and row["split"] == "train" and row["bot"] == "1" and random.random() < 0.12:
+        if kind == "poisoned" and row["split"] == "train" and row["bot"] == "1" and random.random() < 0.2:
             row |= TRIGGER | {"bot": "0"}
         if kind == "overfitted":
             row["split"] = "test" if number % 8 else "train"

@@ -1,17 +1,16 @@
 """A Subject in memory: it answers what it is told to, and lacks what it is told to lack."""
 
 from dataclasses import replace
+from typing import NoReturn
 
 import numpy as np
 
-from shared.auditing import Assessment, Examples, NotAssessed, Perturbation
+from shared.auditing import Assessment, Examples, Kind, NotAssessed, Perturbation
 
 
 class Telling:
     """Numbers 0–1 to be told from above and below a half; `error_N` of an example is decided by `wrong(example)`."""
 
-    kind = "classification"
-    classes = ("low", "high")
     error_name = "share of wrong answers"
     error_unit = ""
     likely = 0.5
@@ -19,6 +18,8 @@ class Telling:
     revision = None
 
     def __init__(self, count=400, *, wrong=lambda x: x < 0, groups=None, seen=None, confidence=0.95):
+        self.kind: Kind = "classification"
+        self.classes: tuple[str, ...] = ("low", "high")
         random = np.random.default_rng(0)
         values = random.random(count)
         targets = (values > 0.5).astype(np.int64)
@@ -49,13 +50,23 @@ class Telling:
     def uncertainty(self, examples):
         return np.where(examples.inputs < 0, 1.0, 0.0) + 0.01 * examples.inputs
 
-    def module(self):
+    def module(self) -> NoReturn:
         raise NotAssessed("The version carries no weights.")
 
-    def fit(self, examples, seed, context):
+    def fit(self, examples, seed, context) -> NoReturn:
         self.module()
 
-    batches = loss = outputs = features = lambda self, *_: self.module()
+    def batches(self, examples, size) -> NoReturn:
+        self.module()
 
-    def continuous(self, examples):
+    def loss(self, module, batch) -> NoReturn:
+        self.module()
+
+    def outputs(self, module, batch) -> NoReturn:
+        self.module()
+
+    def features(self, module, batch) -> NoReturn:
+        self.module()
+
+    def continuous(self, examples) -> NoReturn:
         self.module()

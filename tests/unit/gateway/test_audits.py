@@ -10,7 +10,7 @@ import pytest
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
 from shared.audit_records import AuditRecords
-from shared.audit_report import Check, Report
+from shared.audit_report import Check, Report, Verdict
 from shared.datasets import FileOf
 from shared.datasets import Report as Validation
 from shared.jobs.model import JobState
@@ -36,12 +36,14 @@ async def client(app, tmp_path):
 
 def kept(app, version=2, audit_id="a1", **verdicts):
     """An audit's report, stored as a worker stores it."""
-    checks = tuple(Check(name=name, verdict=verdict, summary="<b>what</b>") for name, verdict in verdicts.items())
+    checks = tuple(
+        Check(name=name, verdict=Verdict(verdict), summary="<b>what</b>") for name, verdict in verdicts.items()
+    )
     report = Report(
         id=audit_id,
         model="toy",
         version=version,
-        verdict="passes",
+        verdict=Verdict.PASSES,
         created_at=datetime.now(UTC),
         seconds=1,
         command="python -m services.audits",
@@ -62,14 +64,14 @@ async def submitted(client, **asked):
     return answer.json()["id"]
 
 
-def dataset(app, kind="toy", state="valid"):
+def dataset(app, kind="toy"):
     data = b"row"
     sha256 = hashlib.sha256(data).hexdigest()
     draft = app.state.settings.home / "draft"
     draft.write_bytes(data)
     app.state.datasets.put_file(draft, sha256)
     made, _ = app.state.datasets.add(kind, "mine", [FileOf(path="a", sha256=sha256, size=3)], by="me")
-    app.state.datasets.judge(made.digest, Validation(state=state))
+    app.state.datasets.judge(made.digest, Validation(state="valid"))
     return made.digest
 
 
@@ -265,3 +267,20 @@ async def test_two_policies_at_once_do_not_overwrite_each_other(client):
     good = [answer for answer in answers if answer.status_code == 200]
     assert all(problem(answer) == (409, "policy-conflict") for answer in answers if answer not in good)
     assert sorted(answer.json()["generation"] for answer in good) == list(range(1, len(good) + 1))
+
+
+# -- experiments
+
+
+async def test_an_experiment_is_a_job_that_belongs_to_no_model(app, client):
+    answer = await client.post("/v1/audits/red-team", json={"config": {"seeds": 1}})
+    job = app.state.jobs.get(answer.json()["id"])
+    assert (job.kind, job.domain, job.config, job.dataset) == ("red-team", "audits", {"seeds": 1}, None)
+    assert (await client.get("/v1/audits")).json()["audits"] == []
+    assert problem(await client.post("/v1/audits/colour", json={})) == (422, "unprocessable")
+    dataset(app)
+    answer = await client.post("/v1/audits/scaling", json={"dataset": "mine"})
+    assert problem(answer) == (422, "dataset-unusable")
+    digest = dataset(app, kind="audits")
+    made = await client.post("/v1/audits/scaling", json={"dataset": "mine"})
+    assert app.state.jobs.get(made.json()["id"]).dataset == digest
