@@ -56,8 +56,8 @@ class Examples:
 
     `targets_N` are classes (int64) or values (float64); −1 is an unknown class. `groups` maps a grouping to each
     example's group, '' where it has none. `features` describe the examples in words a reader knows, one number or one
-    word each: found groups are told by them. `unit_N` names what is independent where examples are not (the photograph
-    that several pictures are made of); `quick` is how many examples a quick audit looks at, by what one costs.
+    word each: found groups are told by them. `unit_N` names what is independent where examples are not (what several
+    of them were made of); `quick` is how many examples a quick audit looks at, by what one costs.
     """
 
     inputs: Any
