@@ -25,7 +25,7 @@ from services.iqa.train import parts_of
 from shared.auditing import Assessment, Context, Continuous, Examples, Floats, Kind, NotAssessed, Perturbation
 from shared.bundles import Bundle
 from shared.jobs.config import read_config
-from shared.jobs.context import LocalContext, StopReason
+from shared.jobs.context import JobStopped, LocalContext, StopReason
 from shared.problems import InputError
 from shared.settings import ServiceSettings
 
@@ -141,6 +141,8 @@ class IqaSubject:
     def _answers(self, examples: Examples) -> list[predict.Quality]:
         found: list[predict.Quality] = []
         for picture in examples.inputs:
+            if (reason := self._context.should_stop()) is not None:
+                raise JobStopped(reason)
             [answer] = self._predictor.predict([picture.read()])
             if isinstance(answer, Exception):
                 raise answer

@@ -23,6 +23,7 @@ from services.pointcloud.train import prepare
 from shared.auditing import Assessment, Context, Continuous, Examples, Floats, Kind, NotAssessed, Perturbation
 from shared.bundles import Bundle
 from shared.jobs.config import read_config
+from shared.jobs.context import JobStopped
 from shared.settings import ServiceSettings
 
 QUICK = 120  # shapes; one takes about 50 ms
@@ -33,7 +34,7 @@ Points = NDArray[np.float32]
 
 def subject(bundle: Bundle, data: Path | None, context: Context) -> PointcloudSubject:
     """The subject of a bundle; without `data` nothing can be examined."""
-    return PointcloudSubject(bundle, data)
+    return PointcloudSubject(bundle, data, context)
 
 
 class PointcloudSubject:
@@ -43,8 +44,8 @@ class PointcloudSubject:
     error_unit = "of the shape's radius"
     split = "test shapes: as the data says, or of other families than the training's"
 
-    def __init__(self, bundle: Bundle, data: Path | None) -> None:
-        self._data = data
+    def __init__(self, bundle: Bundle, data: Path | None, context: Context) -> None:
+        self._data, self._context = data, context
         self._predictor = predict.load(bundle, ServiceSettings())
         self._config = read_config(TrainConfig, bundle.manifest.config)
         self.revision = bundle.manifest.code_revision
@@ -168,6 +169,8 @@ class PointcloudSubject:
     def _answers(self, examples: Examples) -> list[tuple[Points, predict.Answer]]:
         found: list[tuple[Points, predict.Answer]] = []
         for wanted_N3, given_N3 in examples.inputs:
+            if (reason := self._context.should_stop()) is not None:
+                raise JobStopped(reason)
             # As served: a cloud is moved into the unit ball, and its reconstruction back.
             moved = normalise(given_N3)
             cloud = Cloud(*local_features(moved.points_N3), moved.centre_3, moved.scale)

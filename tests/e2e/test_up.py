@@ -254,6 +254,17 @@ def test_bots_from_an_account_to_a_scored_graph(up, tmp_path):
     settings = ("--set", "epochs=40", "--set", "hidden=16", "--set", "floors=false")
     trained = up.run("train", "bots", "--dataset", "accounts", *settings, "--watch", timeout=120)
     assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert "needs an audit of groups" in up.run("models", "policy", "bots", "--audit", "--check", "groups").stdout
+    refused = up.run("models", "promote", "bots", "2")
+    assert "asks for an audit" in refused.stderr
+    page = tmp_path / "audit.html"
+    audited = up.run("audit", "bots", "2", "--checks", "groups", "--out", str(page), timeout=180)
+    assert audited.returncode == 0, audited.stdout + audited.stderr
+    assert re.search(r"^  groups +passes", audited.stdout, re.MULTILINE)
+    assert page.read_text().startswith("<!doctype html>")
+    audit_id = audited.stdout.split()[0]
+    assert audit_id in up.run("audits", "list", "--model", "bots").stdout
+    assert "what was found" in up.run("audits", "report", audit_id).stdout
     promoted = up.run("models", "promote", "bots", "2")
     assert promoted.returncode == 0, promoted.stderr
     out = tmp_path / "scores.parquet"
