@@ -1,7 +1,8 @@
 """Backdoor attacks on dataset distillation, to measure how exposed it is: NAIVEATTACK and DOORPING.
 
 After Liu and others, "Backdoor attacks against dataset distillation" (NDSS 2023). They work on `RedTeamSet` alone, a
-copy in memory that the red-team job makes of a set it was given. Such a set refuses to be written anywhere.
+copy in memory that the red-team job makes of a set it was given. Its images are `Marked`, and so is what is distilled of
+them: no way of writing arrays takes them, so that they can become neither a data set nor a bundle.
 
 Shapes: N images, C channels, H height, W width, D embedding, K classes.
 """
@@ -29,6 +30,29 @@ class RedTeamOnly(Conflict):
     title = "Poisoned sets stay inside the red-team job"
 
 
+class Marked(Tensor):
+    """Images with a backdoor among them, and whatever is computed of them: training works, writing does not."""
+
+    @classmethod
+    def of(cls, image_NCHW: Tensor) -> Marked:
+        """A marked copy."""
+        return image_NCHW.clone().as_subclass(cls)
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise RedTeamOnly("A set with a backdoor in it, or what was distilled of it, is not written anywhere.")
+
+    # What pickle, torch.save, NumPy, safetensors and Arrow go through.
+    numpy = tolist = data_ptr = storage = untyped_storage = _refuse
+    __array__ = __reduce__ = __reduce_ex__ = __dlpack__ = _refuse
+
+
+def figures_of(tensor: Tensor) -> Tensor:
+    """Embeddings or answers without the mark: they are measured, and show no picture."""
+    if tensor.ndim > 2:
+        raise RedTeamOnly("These are pictures.")
+    return tensor.as_subclass(Tensor)
+
+
 @dataclass(eq=False)
 class Trigger:
     """A patch of PATCH×PATCH values (C, PATCH, PATCH) near the lower right corner."""
@@ -50,10 +74,10 @@ class Trigger:
 
 
 class RedTeamSet:
-    """Images of which some are poisoned: stamped and given the target's label. It never leaves the process."""
+    """Images, marked, of which some are poisoned: stamped and given the target's label."""
 
     def __init__(self, image_NCHW: Tensor, label_N: Tensor, poisoned_N: Tensor, target: int, trigger: Trigger) -> None:
-        self.image_NCHW, self.label_N, self.poisoned_N = image_NCHW, label_N, poisoned_N
+        self.image_NCHW, self.label_N, self.poisoned_N = Marked.of(image_NCHW), label_N, poisoned_N
         self.target, self.trigger = target, trigger
         self._clean_NCHW = image_NCHW[poisoned_N].clone()
 
@@ -67,7 +91,7 @@ class RedTeamSet:
         chosen = others[torch.randperm(len(others), generator=generator)[:count]]
         poisoned_N = torch.zeros(len(label_N), dtype=torch.bool)
         poisoned_N[chosen] = True
-        made = cls(image_NCHW.clone(), label_N.clone(), poisoned_N, target, Trigger.white(image_NCHW.shape[1]))
+        made = cls(image_NCHW, label_N.clone(), poisoned_N, target, Trigger.white(image_NCHW.shape[1]))
         made.label_N[poisoned_N] = target
         made.stamp()
         return made
@@ -76,12 +100,6 @@ class RedTeamSet:
         """Put the trigger as it is now on the poisoned images."""
         with torch.no_grad():
             self.image_NCHW[self.poisoned_N] = self.trigger.stamp(self._clean_NCHW)
-
-    def __reduce__(self) -> NoReturn:
-        raise RedTeamOnly("A set with a backdoor in it is not written anywhere.")
-
-    def __array__(self, *_: Any, **__: Any) -> NoReturn:
-        raise RedTeamOnly("A set with a backdoor in it is not written anywhere.")
 
 
 class Doorping:

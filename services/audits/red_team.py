@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.audits.attacks import Doorping, RedTeamSet, Trigger, success
+from services.audits.attacks import Doorping, RedTeamSet, Trigger, figures_of, success
 from services.audits.distillation import Distillation, distil, trained_on
 from services.audits.image_sets import ImageSet
 from services.audits.inversion import anomaly_index, invert
@@ -155,7 +155,7 @@ def _strip(network: ConvNet, trigger: Trigger, part: ImageSet, config: RedTeamCo
 
 def _scanned(config: RedTeamConfig, network: ConvNet, poisoned: RedTeamSet, seed: int) -> dict[str, Any]:
     """What scans of the poisoned set find, by the embeddings of a network trained on it."""
-    embedding_ND = embeddings_of(network, poisoned.image_NCHW).numpy()
+    embedding_ND = figures_of(embeddings_of(network, poisoned.image_NCHW)).numpy()
     label_N, poisoned_N = poisoned.label_N.numpy(), poisoned.poisoned_N.numpy()
     spectral = detection(spectral_scan(embedding_ND, label_N), poisoned_N, config.false_alarms)
     clustering = detection(clustering_scan(embedding_ND, label_N, seed), poisoned_N, config.false_alarms)
