@@ -164,6 +164,14 @@ def _verdict(subject: Subject, whole: Mean, groups: list[Group], budget: str, se
             notes=tuple(notes),
             evidence=tuple(evidence),
         )
+    unsure = [
+        group.title for _, _, group in found_ if kept(group.strict, whole.value, group.guess).low < rules.STOP_KEPT
+    ]
+    if unsure:
+        notes.append(
+            f"Not cleared: the interval of {len(unsure)} of the judged groups also reaches below half of the skill "
+            f"({', '.join(unsure[:6])}); more held-out examples would tell."
+        )
     for _, _, group in found_:
         threshold = group.guess - rules.STOP_KEPT * (group.guess - whole.value)
         evidence.append(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import re
+import textwrap
 from html import escape
 from typing import Any
 
@@ -25,7 +27,7 @@ _SETTINGS: dict[Any, Any] = {
     "text.parse_math": False,
     "font.size": 9,
 }
-_LONGEST_LABEL = 60
+_LABEL_LINE = 30
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c2430;--soft:#5c6675;--line:#d8dde4;--ground:#fff;--panel:#f6f7f9}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e9ee;--soft:#a3acb9;--line:#3a424d;--ground:#14181d;--panel:#1d2329}}
@@ -155,7 +157,7 @@ def svg(figure: Figure) -> str:
         height = max(2.6, 0.32 * len(figure.series[0].x) + 1.2) if bars else 3.4
         canvas = Canvas(figsize=(5.6, min(height, 12)), layout="constrained")
         axes = canvas.subplots()
-        axes.set_title(figure.title, fontsize=10)
+        canvas.suptitle(figure.title, fontsize=10)  # over the whole width: labels may take most of it
         {"bar": _bars, "heatmap": _heatmap, "line": _lines, "scatter": _lines}[figure.kind](axes, figure)
         stream = io.StringIO()
         canvas.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
@@ -170,8 +172,13 @@ def svg(figure: Figure) -> str:
 
 
 def _short(label: Any) -> str:
-    text = str(label)
-    return text if len(text) <= _LONGEST_LABEL else text[: _LONGEST_LABEL - 1] + "…"
+    """A label in lines that leave room for the plot."""
+    return "\n".join(textwrap.wrap(str(label), _LABEL_LINE, max_lines=4, placeholder=" …"))
+
+
+def _widths(value: list[float], bound: list[float], sign: int) -> list[float]:
+    """Lengths of error bars; NaN, which draws none, where a bound is not known."""
+    return [sign * (b - v) if math.isnan(b) else max(0.0, sign * (b - v)) for v, b in zip(value, bound, strict=True)]
 
 
 def _none(values: Any) -> list[float]:
@@ -191,9 +198,8 @@ def _bars(axes: Any, figure: Figure) -> None:
         at = [spot + (number - (len(filled) - 1) / 2) * width for spot in place]
         axes.barh(at, y, height=width, color=_COLOURS[number % len(_COLOURS)], label=one.name)
         if one.low is not None and one.high is not None:
-            low = [max(0.0, a - b) for a, b in zip(y, _none(one.low), strict=True)]
-            high = [max(0.0, b - a) for a, b in zip(y, _none(one.high), strict=True)]
-            axes.errorbar(y, at, xerr=[low, high], fmt="none", ecolor="#222", elinewidth=1, capsize=2)
+            error = [_widths(y, _none(one.low), -1), _widths(y, _none(one.high), 1)]
+            axes.errorbar(y, at, xerr=error, fmt="none", ecolor="#222", elinewidth=1, capsize=2)
     axes.set_yticks(place, names)
     axes.invert_yaxis()
     axes.set_xlabel(figure.y_label)
@@ -212,8 +218,7 @@ def _lines(axes: Any, figure: Figure) -> None:
             if figure.kind == "line":
                 axes.fill_between(one.x, low, high, color=colour, alpha=0.18, linewidth=0)
             else:
-                error = [[max(0.0, a - b) for a, b in zip(y, low, strict=True)]]
-                error += [[max(0.0, b - a) for a, b in zip(y, high, strict=True)]]
+                error = [_widths(y, low, -1), _widths(y, high, 1)]
                 axes.errorbar(one.x, y, yerr=error, fmt="none", ecolor=colour, elinewidth=1)
     axes.set_xlabel(figure.x_label)
     axes.set_ylabel(figure.y_label)

@@ -156,6 +156,8 @@ def _memory(findings: Findings, whole: Mean, budget: Budget, context: Checking) 
         f"{share.value:.0%} of the skill on training examples is kept on unseen ones (error {trained.value:.3g}, then "
         f"{whole.value:.3g})"
     )
+    if share.low < rules.STOP_KEPT < share.high:
+        findings.notes.append("Not cleared: the interval of the skill kept on unseen examples reaches below half.")
     if share.high < rules.STOP_KEPT:
         findings.judge(Verdict.STOP, f"most of what it learnt is memory: {told}")
     elif share.high < 1 and share.value < rules.LOOK_KEPT:
