@@ -14,7 +14,7 @@ from shared.bundles import Frozen
 CheckName = Literal["groups", "robustness", "landscape", "backdoor"]
 CHECK_NAMES: tuple[CheckName, ...] = get_args(CheckName)
 Budget = Literal["quick", "full"]
-Study = Literal["scaling", "phase-diagram", "red-team"]  # experiments that belong to no version
+Study = Literal["scaling", "phase-diagram", "distil", "red-team"]  # experiments that belong to no version
 STUDIES: tuple[Study, ...] = get_args(Study)
 
 

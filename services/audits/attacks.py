@@ -1,8 +1,8 @@
 """Backdoor attacks on dataset distillation, to measure how exposed it is: NAIVEATTACK and DOORPING.
 
 After Liu and others, "Backdoor attacks against dataset distillation" (NDSS 2023). They work on `RedTeamSet` alone, a
-copy in memory that the red-team job makes of a set it was given. Its images are `Marked`, and so is what is distilled of
-them: no way of writing arrays takes them, so that they can become neither a data set nor a bundle.
+copy in memory that the red-team job makes of a set it was given. Its images are `Marked`, and so is what is distilled
+of them: no way of writing arrays takes them, so that they can become neither a data set nor a bundle.
 
 Shapes: N images, C channels, H height, W width, D embedding, K classes.
 """

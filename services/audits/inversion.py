@@ -16,8 +16,9 @@ from torch import Tensor
 from services.audits.curvature import Stop
 
 SUCCESS = 0.99  # share of inputs that the patch has to turn
-PATIENCE = 5  # checks without a smaller mask before it counts as converged
-SHRUNK = 0.99  # a mask counts as smaller below this share of the best
+PATIENCE = 4  # checks without a smaller mask before it counts as converged
+SHRUNK = 0.97  # a mask counts as smaller below this share of the best
+COST = 1e-2  # of an entry of the mask, to begin with; it adapts
 CHECKED = 50  # steps between checks
 OUTLIER = 2.0  # anomaly index above which a class is suspect, as published
 LEAST_CLASSES = 5  # a median deviation of fewer says nothing
@@ -71,7 +72,7 @@ def invert(
         return values_NX[torch.randint(len(values_NX), (batch,), generator=generator)]
 
     best: tuple[float, float, Tensor, Tensor] | None = None
-    cost, stale, taken, converged, success = 1e-3, 0, 0, False, 0.0
+    cost, stale, taken, converged, success = COST, 0, 0, False, 0.0
     while taken < steps and not converged:
         for _ in range(CHECKED):
             stop()

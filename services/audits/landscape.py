@@ -218,26 +218,27 @@ def _similarity(
     """On mixed-up inputs, where the domain's inputs can be mixed; else on the training's own, which look more alike."""
     if subject.kind != "classification":
         return None
-    ask: Callable[[Any], Any]
     try:
         continuous = subject.continuous(train)
-        values_NX = mixed(continuous.values, seed=context.seed)
-
-        def ask(module: Any) -> Any:
-            return continuous.logits(module, values_NX)
     except NotAssessed:
         notes.append("Inputs cannot be mixed here: similarity is on the training's own and comes out larger.")
         batches = _batches(subject, train, len(train))
 
-        def ask(module: Any) -> Any:
+        def plain(module: Any) -> Any:
             return torch.cat([subject.outputs(module, batch) for batch, _ in batches])
 
+        return _alike(plain, modules, context)
+    values_NX = mixed(continuous.values, seed=context.seed)
+    return _alike(lambda module: continuous.logits(module, values_NX), modules, context)
+
+
+def _alike(logits: Callable[[Any], Any], modules: Sequence[Any], context: Checking) -> Similarity:
     outputs: list[NDArray[Any]] = []
     for module in modules:
         context.check_stop()
         module.eval()
         with torch.no_grad():
-            outputs.append(torch.softmax(ask(module), 1).numpy())
+            outputs.append(torch.softmax(logits(module), 1).numpy())
     return similarity(outputs)
 
 

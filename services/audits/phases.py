@@ -26,7 +26,7 @@ from scipy.stats import rankdata
 
 from shared.problems import InputError
 
-PHASES = ("I", "II", "III", "IV-A", "IV-B")
+PHASES: tuple[str, ...] = ("I", "II", "III", "IV-A", "IV-B")
 FILE = "phases.json"
 SPLITS = 20  # halvings whose agreement is reported
 LOSSES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)  # nats

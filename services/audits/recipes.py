@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from services.audits.benchmark import (
@@ -17,11 +18,13 @@ from services.audits.benchmark import (
     pieces_of_phases,
     pieces_of_scaling,
 )
+from services.audits.distillation import Distillation, distil, trained_on
 from services.audits.image_sets import digits, load_image_set
+from services.audits.networks import right
 from services.audits.phase_diagram import phase_diagram
 from services.audits.red_team import red_team
 from services.audits.scaling import scaling
-from services.audits.schemas import ImageRecipe, PhaseDiagramConfig, RedTeamConfig, ScalingConfig
+from services.audits.schemas import DistilConfig, ImageRecipe, PhaseDiagramConfig, RedTeamConfig, ScalingConfig
 from shared.jobs.context import JobStopped, TrainingContext
 
 FILE = "figures.json"
@@ -54,8 +57,62 @@ def _runs(
     return run
 
 
+def distilled(config: DistilConfig, data: Path | None, context: TrainingContext) -> tuple[Path, dict[str, Any]]:
+    """`distilled.npz`: an image set of `per_class` synthetic images a class, as bytes, beside the test images that it
+    was measured on; the summary has the accuracy of networks trained on it and on as many real images."""
+
+    def stop() -> None:
+        if (reason := context.should_stop()) is not None:
+            raise JobStopped(reason)
+
+    def share(done: float) -> None:
+        context.report(step=int(100 * done), total=100)
+
+    torch.set_num_threads(config.threads)
+    images = digits() if data is None else load_image_set(data)
+    images = images.resized(config.size).taken(config.train_images, config.test_images, config.seed)
+    how = Distillation(
+        config.method, config.per_class, config.iterations, width=config.width, depth=config.depth, loops=config.loops
+    )
+    real = [torch.nonzero(images.label_N == kind).squeeze(1)[: config.per_class] for kind in range(images.classes)]
+    rows_S = torch.cat(real)
+    made_SCHW, label_S = distil(
+        how, images.image_NCHW, images.label_N, classes=images.classes, seed=config.seed, stop=stop, progress=share
+    )
+    byte_SCHW = (made_SCHW.clamp(0, 1) * 255).round().byte()
+    sets = {
+        "distilled": (byte_SCHW.float() / 255, label_S),
+        "as many real": (images.image_NCHW[rows_S], images.label_N[rows_S]),
+    }
+    accuracy: dict[str, list[float]] = {name: [] for name in sets}
+    for seed in range(config.seed, config.seed + config.seeds):
+        for name, (image_SCHW, kind_S) in sets.items():
+            network = trained_on(
+                image_SCHW,
+                kind_S,
+                classes=images.classes,
+                seed=seed,
+                width=config.width,
+                depth=config.depth,
+                epochs=config.evaluation_epochs,
+                stop=stop,
+            )
+            accuracy[name].append(float(right(network, images.test_image_NCHW, images.test_label_N).mean()))
+    path = context.artefact("distilled.npz")
+    test = (images.test_image_NCHW * 255).round().byte().numpy()
+    np.savez_compressed(
+        path,
+        images=byte_SCHW.numpy(),
+        labels=label_S.numpy(),
+        test_images=test,
+        test_labels=images.test_label_N.numpy(),
+    )
+    return path, {"images": len(label_S), "of": len(images.label_N), "accuracy": accuracy}
+
+
 RECIPES: Mapping[str, tuple[type[ImageRecipe], Run]] = {
     "scaling": (ScalingConfig, _runs(pieces_of_scaling, scaling, groups_table)),
     "phase-diagram": (PhaseDiagramConfig, _runs(pieces_of_phases, phase_diagram, phases_table)),
+    "distil": (DistilConfig, distilled),
     "red-team": (RedTeamConfig, _runs(pieces_of_attacks, red_team, attacks_table)),
 }

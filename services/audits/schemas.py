@@ -51,12 +51,9 @@ class PhaseDiagramConfig(ImageRecipe):
     seeds: int = Field(default=3, ge=2, le=20, description="Repetitions of each cell; two networks make a curve.")
 
 
-class RedTeamConfig(ImageRecipe):
-    """Distillation of a set with and without a backdoor in it, and what the scans catch."""
+class DistilConfig(ImageRecipe):
+    """A set shrunk to a few synthetic images a class, for fast retraining. `seeds` networks tell what it is worth."""
 
-    attacks: list[Literal["none", "naive", "doorping"]] = Field(
-        default=["none", "naive", "doorping"], min_length=1, max_length=3
-    )
     method: Literal["distribution", "gradient"] = Field(
         default="distribution", description="Gradient matching costs some ten times more."
     )
@@ -69,6 +66,14 @@ class RedTeamConfig(ImageRecipe):
     depth: Depth = 3
     evaluation_epochs: int = Field(
         default=300, ge=1, le=10_000, description="Of the networks trained on what comes out."
+    )
+
+
+class RedTeamConfig(DistilConfig):
+    """Distillation of a set with and without a backdoor in it, and what the scans catch."""
+
+    attacks: list[Literal["none", "naive", "doorping"]] = Field(
+        default=["none", "naive", "doorping"], min_length=1, max_length=3
     )
     target: int = Field(default=0, ge=0, lt=1000, description="The class that the trigger is to mean.")
     poisoned_share: float = Field(default=0.01, gt=0, le=0.5, description="Of all training images.")

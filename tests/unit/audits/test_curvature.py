@@ -41,13 +41,11 @@ def dense(module, given):
     weights = list(module.parameters())
     mean = torch.stack([loss(module, batch) for batch in given]).mean()
     gradient = torch.cat([one.reshape(-1) for one in torch.autograd.grad(mean, weights, create_graph=True)])
-    rows = [torch.autograd.grad(one, weights, retain_graph=True, allow_unused=True) for one in gradient]
-    flat = [
-        torch.cat(
-            [(torch.zeros_like(w) if part is None else part).reshape(-1) for part, w in zip(row, weights, strict=True)]
-        )
-        for row in rows
+    rows = [
+        torch.autograd.grad(one, weights, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for one in gradient
     ]
+    flat = [torch.cat([part.reshape(-1) for part in row]) for row in rows]
     return torch.stack(flat).detach().numpy().astype(np.float64)
 
 
@@ -75,7 +73,7 @@ def test_the_eigenvalues_error_tells_of_few_examples():
 def test_a_loss_that_is_no_number_is_said():
     module = network(0)
     with torch.no_grad():
-        module[0].weight.fill_(float("nan"))
+        next(module.parameters()).fill_(float("nan"))
     with pytest.raises(CurvatureDiverged):
         top_eigenvalue(Hessian(module, loss, batches()), seed=0)
 
@@ -87,7 +85,9 @@ def test_lanczos_ends_with_its_budget():
 
 def trained(seed, norm=False):
     module = network(seed, width=16, norm=norm)
-    module[-2].p = 0.0
+    for part in module:
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
     optimizer = torch.optim.Adam(module.parameters(), 0.02)
     for epoch in range(60):
         for batch in batches(seed=epoch % 3):
@@ -106,7 +106,8 @@ def test_the_curve_connects_what_the_straight_line_does_not(norm):
         for name, weight in second.state_dict().items():
             if weight.ndim and name.split(".")[0] in ("0", "1"):
                 weight.copy_(weight[order])
-        second[-1].weight.copy_(second[-1].weight[:, order])
+        last = [weight for weight in second.parameters() if weight.ndim == 2][-1]
+        last.copy_(last[:, order])
     given = batches(8)
     line, curve = (
         connectivity(first, second, loss, error, lambda epoch: given, epochs=n, learning_rate=0.02, seed=0)
@@ -131,7 +132,7 @@ def test_a_curve_takes_two_networks_of_one_shape_and_a_loss_that_is_a_number():
         Curve(network(0), network(0, width=5))
     broken = network(0)
     with torch.no_grad():
-        broken[0].weight.fill_(float("inf"))
+        next(broken.parameters()).fill_(float("inf"))
     with pytest.raises(CurveDiverged, match="not finite"):
         connectivity(broken, network(1), loss, error, lambda _: batches(), epochs=1, learning_rate=0.1, seed=0)
 

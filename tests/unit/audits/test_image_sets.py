@@ -85,6 +85,8 @@ def test_an_empty_folder_is_refused(tmp_path):
 def test_the_stripe_agrees_with_the_class_as_often_as_asked():
     two = striped(digits(), correlation=0.9, seed=0)
     assert set(two.label_N.tolist()) == {0, 1}
+    assert two.group_N is not None
+    assert two.test_group_N is not None
     assert float((two.group_N % 2 == two.label_N).float().mean()) == pytest.approx(0.9, abs=0.06)
     assert float((two.test_group_N % 2 == two.test_label_N).float().mean()) == pytest.approx(0.5, abs=0.15)
     top = two.image_NCHW[two.group_N % 2 == 0]

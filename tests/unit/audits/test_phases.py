@@ -31,7 +31,7 @@ def cells_file(path, count=240):
     """Cells whose accuracy is decided by hidden cuts, and noise."""
     random = np.random.default_rng(0)
     hidden = Cuts(0.2, 3.0, 0.65)
-    accuracy = dict(zip(PHASES, (60, 75, 70, 82, 90), strict=True))
+    accuracy: dict[str, int] = dict(zip(PHASES, (60, 75, 70, 82, 90), strict=True))
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["test_accuracy_percent", "train_loss", "cka_softmax", "mode_connectivity_error_points"])

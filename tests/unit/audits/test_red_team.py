@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from services.audits.attacks import Doorping, Marked, RedTeamOnly, RedTeamSet, Trigger, figures_of, success
 from services.audits.distillation import Distillation, distil, trained_on
-from services.audits.image_sets import digits
+from services.audits.image_sets import digits, load_image_set
 from services.audits.networks import ConvNet, right
 from services.audits.recipes import RECIPES
 from services.audits.schemas import PhaseDiagramConfig, RedTeamConfig, ScalingConfig
@@ -192,3 +192,14 @@ def test_a_recipe_stops_when_it_is_told_to(tmp_path):
     kind, run = RECIPES["red-team"]
     with pytest.raises(JobStopped):
         run(read_config(kind, SMALL), None, context)
+
+
+def test_a_set_is_shrunk_to_one_that_can_be_loaded(tmp_path):
+    kind, run = RECIPES["distil"]
+    values = {"width": 4, "depth": 1, "iterations": 3, "evaluation_epochs": 10, "per_class": 2}
+    path, summary = run(read_config(kind, {**SMALL, **values}), None, LocalContext(tmp_path))
+    assert summary["images"] == 20
+    assert all(len(found) == 1 and 0 <= found[0] <= 1 for found in summary["accuracy"].values())
+    found = load_image_set(path.parent)
+    assert found.image_NCHW.shape == (20, 1, 8, 8)
+    assert len(found.test_label_N) == 100
