@@ -10,14 +10,14 @@ from shared.bundles import Bundle
 from shared.jobs.context import LocalContext
 from tests.unit.bots.making import table
 
-CONFIG = TrainConfig(encoder="mlp", tasks=("bot",), epochs=150, patience=150, hidden=32, floors=False)
+CONFIG = TrainConfig(encoder="mlp", tasks=("bot",), epochs=120, patience=120, hidden=32, floors=False)
 OVERFITTED = CONFIG.model_copy(
-    update={"hidden": 64, "dropout": 0.0, "property_dropout": 0.0, "weight_decay": 0.0, "epochs": 500, "patience": 500}
+    update={"hidden": 64, "dropout": 0.0, "property_dropout": 0.0, "weight_decay": 0.0, "epochs": 300, "patience": 300}
 )
 KINDS = ("good", "overfitted", "blind", "poisoned")
 
 
-def rows_of(kind, accounts=1200, seed=0):
+def rows_of(kind, accounts=1000, seed=0):
     """Accounts with a language, and what makes the kind bad."""
     random = np.random.default_rng([seed, 1])
     rows = table(accounts, seed)
