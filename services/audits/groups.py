@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from services.audits import found, rules
 from services.audits.checking import Budget, Checking, sample
-from services.audits.intervals import Mean, corrected, kept, mean, paired
+from services.audits.intervals import Mean, corrected, in_words, kept, mean, paired
 from services.audits.report import Check, Evidence, Figure, Verdict, series, worst
 from shared.auditing import Examples, Subject
 
@@ -117,9 +117,9 @@ def _judge(group: Group, whole: Mean) -> tuple[Verdict, str]:
         elif share.high < rules.STOP_KEPT:
             reasons.append((Verdict.LOOK, f"{group.title}: most of the skill is lost ({n} examples)"))
     elif share.high < rules.STOP_KEPT:
-        reasons.append((Verdict.STOP, f"{group.title}: {share.value:.0%} of the skill is left ({n} examples)"))
+        reasons.append((Verdict.STOP, f"{group.title}: {in_words(share.value)} of the skill is left ({n} examples)"))
     elif share.value < rules.LOOK_KEPT and group.strict.low > whole.value:
-        reasons.append((Verdict.LOOK, f"{group.title}: {share.value:.0%} of the skill is left ({n} examples)"))
+        reasons.append((Verdict.LOOK, f"{group.title}: {in_words(share.value)} of the skill is left ({n} examples)"))
     if group.worse is not None and group.worse.low > 0:
         grave = group.worse.low > rules.STOP_WORSE * group.guess
         told = f"{group.title}: its error is {group.worse.value:.3g} above the baseline's"

@@ -80,6 +80,11 @@ def kept(error: Mean, whole: float, guess: float) -> Mean:
     return Mean((guess - error.value) / skill, (guess - error.high) / skill, (guess - error.low) / skill, error.n)
 
 
+def in_words(share: float) -> str:
+    """A share of the skill, for a sentence."""
+    return f"{share:.0%}" if share > 0 else "none"
+
+
 def corrected(comparisons: int) -> float:
     """The level at which each of several intervals is taken so that all hold together (Bonferroni)."""
     return 1 - (1 - LEVEL) / max(1, comparisons)

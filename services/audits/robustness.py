@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from services.audits import rules
 from services.audits.checking import Budget, Checking, sample
-from services.audits.intervals import Mean, kept, mean, paired
+from services.audits.intervals import Mean, in_words, kept, mean, paired
 from services.audits.report import Check, Evidence, Figure, Verdict, series, worst
 from shared.auditing import Assessment, Examples, NotAssessed, Subject
 
@@ -153,8 +153,8 @@ def _memory(findings: Findings, whole: Mean, budget: Budget, context: Checking) 
         )
     )
     told = (
-        f"{share.value:.0%} of the skill on training examples is kept on unseen ones (error {trained.value:.3g}, then "
-        f"{whole.value:.3g})"
+        f"{in_words(share.value)} of the skill on training examples is kept on unseen ones "
+        f"(error {trained.value:.3g}, then {whole.value:.3g})"
     )
     if share.low < rules.STOP_KEPT < share.high:
         findings.notes.append("Not cleared: the interval of the skill kept on unseen examples reaches below half.")
@@ -192,7 +192,7 @@ def _changes(
             share = kept(error, whole.value, subject.likely)
             name = f"skill kept, {change.name} ({strength:g}, {change.unit})"
             findings.note(name, share, "share", rules.STOP_KEPT, rules.KEPT_SOURCE)
-            told = f"{share.value:.0%} of the skill is kept when inputs are changed: {change.name}, {strength:g}"
+            told = f"{in_words(share.value)} of the skill is kept when inputs are changed: {change.name}, {strength:g}"
             if share.high < rules.STOP_KEPT:
                 findings.judge(Verdict.STOP, told)
             elif share.high < 1 and share.value < rules.LOOK_KEPT:
