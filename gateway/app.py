@@ -12,8 +12,9 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from sqlalchemy.exc import IntegrityError
 from starlette.middleware import Middleware
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
+from gateway.assets import add_console
 from gateway.auth import Authenticator
 from gateway.control import datasets, inference, jobs, keys, models
 from gateway.control.access import needs
@@ -90,10 +91,12 @@ def create_app(settings: GatewaySettings | None = None, store: KeyStore | None =
     app.state.jobs, app.state.job_files = SqlJobStore(engine), JobFiles(settings.jobs_location)
     app.state.datasets, app.state.models = Datasets(engine, settings), ModelRepository(settings.models_location)
     install_problem_handlers(app)
+    app.include_router(keys.own)
     app.include_router(keys.router)
     for router in (datasets.router, jobs.router, models.router, inference.router, inference.guarded):
         app.include_router(router)
     _add_operations(app, settings, upstreams)
+    add_console(app)
     return app
 
 
@@ -130,10 +133,6 @@ async def _write_back(auth: Authenticator) -> None:
 def _add_operations(app: FastAPI, settings: GatewaySettings, upstreams: Upstreams) -> None:
     document = MergedDocument(app, upstreams)
 
-    @app.get("/", include_in_schema=False)
-    async def home() -> Response:
-        return RedirectResponse("/docs")
-
     @app.get("/healthz", tags=["operations"])
     async def healthz() -> GatewayHealth:
         """The gateway answers."""
@@ -165,8 +164,8 @@ def _add_operations(app: FastAPI, settings: GatewaySettings, upstreams: Upstream
         return Response(_DOCS, media_type="text/html")
 
 
-# A page without scripts from anywhere: the console brings a better one.
 _DOCS = """<!doctype html><meta charset="utf-8"><title>Fourfold API</title>
 <h1>Fourfold</h1><p>The API is described by <a href="/openapi.json">/openapi.json</a> (OpenAPI 3.1).</p>
-<p>Send an API key as <code>Authorization: Bearer …</code>; <code>fourfold keys show</code> prints yours.</p>
+<p>Send an API key as <code>Authorization: Bearer …</code>; <code>fourfold keys show</code> prints yours.
+<a href="/">The console</a> is a page on the same API.</p>
 """
