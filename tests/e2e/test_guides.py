@@ -1,0 +1,56 @@
+"""The guides, followed to the letter: every shell block of a page is run against what `fourfold up` starts."""
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from fourfold import ApiError, Client
+from tests.guides import ROOT, Page, Shell
+from tests.running import Up
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory):
+    """A product started by somebody whose home folder is new."""
+    up = Up(tmp_path_factory.mktemp("newcomer") / ".fourfold")
+    yield up
+    up.stop()
+
+
+@pytest.fixture
+def follow(up):
+    """Runs the shell blocks of a page in `folder`, and returns what each printed."""
+    environment = {**os.environ, "HOME": str(up.home.parent), "COLUMNS": "100"}
+    environment.pop("FOURFOLD_HOME", None)
+
+    def run(name, folder):
+        shell = Shell(folder, environment, up.home.parent / f"{name}.state")
+        printed = []
+        for block in Page(ROOT / "docs" / name).blocks():
+            if block.kind == "sh":
+                expected = block.expected and block.expected.replace("localhost:8080", f"127.0.0.1:{up.port}")
+                text = block.text.replace("localhost:8080", f"127.0.0.1:{up.port}")
+                printed.append(shell.run(replace(block, text=text, expected=expected)))
+        return printed
+
+    return run
+
+
+def test_the_tour(up, follow):
+    """After it two versions share the requests, each counted."""
+    follow("tour.md", ROOT)
+    photo = next(ROOT.glob(".venv/lib/python3*/site-packages/skimage/data/coffee.png"))
+    with Client(up.url, up.key) as client:
+        answered = {client.score(photo)["model"] for _ in range(40)}
+        assert answered == {"iqa/1", "iqa/2"}
+        rows = client.request("GET", "/v2/models/stats")["model_stats"]
+        assert {row["version"] for row in rows if row["name"] == "iqa" and row["inference_count"]} == {"1", "2"}
+        client.set_alias("iqa", "canary", None)
+        with pytest.raises(ApiError, match="There is no data set 'none'"):
+            client.train("iqa", "none", {})
+
+
+@pytest.mark.parametrize("name", ["iqa.md"])
+def test_a_page(follow, tmp_path, name):
+    assert follow(name, tmp_path)

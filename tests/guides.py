@@ -1,0 +1,134 @@
+"""A page of the documentation as its tests see it: its shell blocks with what they should print, its files, its links.
+
+A fenced block `sh` is run, the blocks of a page one after the other in one folder. A block `text` right after it is what
+it prints: `…` stands for anything, alone on a line for any lines; numbers with a decimal point may differ a little. A
+block may fail only if `fourfold: …` is among what it prints. Commands that no test can run are indented instead.
+"""
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+
+ROOT = Path(__file__).parents[1]
+_BOX = re.compile(r"[─-╿]+")
+_DECIMAL = re.compile(r"([+-]?\d+\.\d+)(\W*)")
+
+
+@dataclass
+class Block:
+    """A fenced block; `expected` is the text block after a shell block."""
+
+    kind: str  # the word after the fence, sh or a language
+    name: str  # the words after it, for a file its path
+    text: str
+    line: int
+    expected: str | None = None
+
+
+class Page:
+    def __init__(self, path):
+        self.path = path
+        self.text = path.read_text(encoding="utf-8")
+        self.tokens = MarkdownIt().enable("table").parse(self.text)
+
+    def blocks(self):
+        """Fenced blocks in their order."""
+        found = []
+        for token in self.tokens:
+            if token.type != "fence":
+                if token.type == "heading_open":
+                    found.append(None)  # what is printed does not stand under another heading
+                continue
+            kind, _, name = token.info.strip().partition(" ")
+            if kind == "text" and found and found[-1] is not None and found[-1].kind == "sh":
+                found[-1].expected = token.content
+            else:
+                found.append(Block(kind, name, token.content, token.map[0] + 1))
+        return [block for block in found if block is not None]
+
+    def links(self):
+        """Targets of links and pictures."""
+        inline = [child for token in self.tokens for child in token.children or ()]
+        targets = [child.attrGet("href") or child.attrGet("src") for child in inline]
+        return [target for target in targets if target]
+
+    def anchors(self):
+        """Names of the headings, as GitHub makes them."""
+        names = set()
+        for before, token in zip(self.tokens, self.tokens[1:], strict=False):
+            if before.type == "heading_open":
+                plain = "".join(child.content for child in token.children)
+                name = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
+                number = 0
+                while (unique := f"{name}-{number}" if number else name) in names:
+                    number += 1
+                names.add(unique)
+        return names
+
+
+class Shell:
+    """One shell session over several processes: folder and variables go from block to block."""
+
+    def __init__(self, folder, environment, state):
+        """Starts in `folder`; `state` is a file of its own to keep the session in."""
+        self.environment = environment
+        self._state = state
+        self._state.write_text(f'cd "{folder}"\n')
+
+    def run(self, block, timeout=150):
+        """Run one block and hold what it prints against the page."""
+        script = f"""
+            . "{self._state}"
+            trap '{{ export -p; echo "cd \\"$PWD\\""; }} > "{self._state}"' EXIT
+            set -aeuo pipefail\n{block.text}"""
+        done = subprocess.run(
+            ["bash", "-c", script],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+        place = f"line {block.line}:\n{block.text}\n{done.stdout}"
+        may_fail = block.expected is not None and re.search(r"^fourfold: ", block.expected, re.MULTILINE)
+        assert done.returncode == (1 if may_fail else 0), place
+        if block.expected is not None:
+            assert prints(block.expected, done.stdout), f"{place}\n— expected —\n{block.expected}"
+        return done.stdout
+
+
+def prints(expected, output):
+    """Whether `output` is what a page shows."""
+    return _follow(_lines(expected), _lines(output))
+
+
+def _lines(text):
+    return [line.split() for line in text.splitlines() if line.strip()]
+
+
+def _follow(wanted, given):
+    if not wanted:
+        return not given
+    if wanted[0] == ["…"]:
+        return any(_follow(wanted[1:], given[skipped:]) for skipped in range(len(given) + 1))
+    return bool(given) and _same(wanted[0], given[0]) and _follow(wanted[1:], given[1:])
+
+
+def _same(wanted, given):
+    if not wanted:
+        return not given
+    if wanted[0] == "…":
+        return any(_same(wanted[1:], given[skipped:]) for skipped in range(len(given) + 1))
+    return bool(given) and _same_word(wanted[0], given[0]) and _same(wanted[1:], given[1:])
+
+
+def _same_word(wanted, given):
+    if _BOX.fullmatch(wanted):
+        return bool(_BOX.fullmatch(given))
+    one, other = _DECIMAL.fullmatch(wanted), _DECIMAL.fullmatch(given)
+    if one and other:
+        return one[2] == other[2] and abs(float(one[1]) - float(other[1])) <= 0.05 * abs(float(one[1])) + 0.1
+    return re.fullmatch(".*".join(re.escape(part) for part in wanted.split("…")), given) is not None
