@@ -32,25 +32,35 @@ export const colour = (name) => getComputedStyle(document.documentElement).getPr
 /** `colour` mixed with transparency, `share` 0–1. */
 export const faded = (hex, share) => `${hex}${Math.round(share * 255).toString(16).padStart(2, "0")}`;
 
+// A drawing takes its element's size, also where that changes, or where the element comes into the page later.
+const sizes = new ResizeObserver((entries) => {
+  for (const { target, contentRect } of entries) {
+    if (drawn.has(target) && contentRect.width > 0) window.Plotly.Plots.resize(target);
+  }
+});
+
 /**
  * Draw into `element`, or draw anew there. `traces` and `layout` are functions of nothing where their colours follow the
- * theme. `label` says in words what is to be seen; `modebar` are names of plotly's buttons.
+ * theme. `label` says in words what is to be seen; `height` is in pixels; `modebar` are names of plotly's buttons.
  */
-export async function draw(element, traces, layout = {}, { label, modebar = [] } = {}) {
-  const library = await plotly();
+export async function draw(element, traces, layout = {}, { label, height, modebar = [] } = {}) {
   element.classList.add("plot");
+  if (height) element.style.height = element.style.minHeight = `${height}px`;
+  const library = await plotly();
   if (label) {
     element.setAttribute("role", "img");
     element.setAttribute("aria-label", label);
   }
-  const config = { displaylogo: false, responsive: true, displayModeBar: modebar.length > 0, modeBarButtons: [modebar] };
+  const config = { displaylogo: false, displayModeBar: modebar.length > 0, modeBarButtons: [modebar] };
   drawn.set(element, [traces, layout]);
   await library.react(element, value(traces), dressed(value(layout)), config);
+  sizes.observe(element);
 }
 
 /** Forget a drawing whose page was left. */
 export function erase(element) {
   drawn.delete(element);
+  sizes.unobserve(element);
   if (window.Plotly) window.Plotly.purge(element);
 }
 
