@@ -1,8 +1,8 @@
 """A page of the documentation as its tests see it: its shell blocks with what they should print, its files, its links.
 
-A fenced block `sh` is run, the blocks of a page one after the other in one folder. A block `text` right after it is what
-it prints: `…` stands for anything, alone on a line for any lines; numbers with a decimal point may differ a little. A
-block may fail only if `fourfold: …` is among what it prints. Commands that no test can run are indented instead.
+A fenced block `sh` is run, the blocks of a page one after the other in one session. A block `text` right after it is
+what it prints: `…` stands for anything, alone on a line for any lines; numbers with a decimal point may differ a little.
+A block may fail only if `fourfold: …` is among what it prints. Commands that no test can run are indented instead.
 """
 
 import re
@@ -46,7 +46,7 @@ class Page:
             if kind == "text" and found and found[-1] is not None and found[-1].kind == "sh":
                 found[-1].expected = token.content
             else:
-                found.append(Block(kind, name, token.content, token.map[0] + 1))
+                found.append(Block(kind, name, token.content, (token.map or [0])[0] + 1))
         return [block for block in found if block is not None]
 
     def links(self):
@@ -60,7 +60,7 @@ class Page:
         names = set()
         for before, token in zip(self.tokens, self.tokens[1:], strict=False):
             if before.type == "heading_open":
-                plain = "".join(child.content for child in token.children)
+                plain = "".join(child.content for child in token.children or ())
                 name = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
                 number = 0
                 while (unique := f"{name}-{number}" if number else name) in names:
