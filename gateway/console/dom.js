@@ -28,6 +28,17 @@ export function replace(parent, ...children) {
   return parent;
 }
 
+/** `replace`, for a part that is drawn again by itself: what has the focus in it keeps it, told by its address or name. */
+export function refresh(parent, ...children) {
+  const focused = parent.contains(document.activeElement) ? document.activeElement : null;
+  replace(parent, ...children);
+  if (focused === null) return parent;
+  const name = ["href", "data-key", "id"].find((attribute) => focused.hasAttribute(attribute));
+  const same = name && [...parent.querySelectorAll(`[${name}]`)].find((one) => one.getAttribute(name) === focused.getAttribute(name));
+  same?.focus();
+  return parent;
+}
+
 function append(parent, children) {
   for (const child of children.flat(Infinity)) {
     if (child === null || child === undefined || child === false) continue;

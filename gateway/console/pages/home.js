@@ -1,7 +1,7 @@
 // Home: what is served now, how it does, and what runs.
 
 import { Problem, get, request } from "../api.js";
-import { h, replace } from "../dom.js";
+import { h, refresh, replace } from "../dom.js";
 import { ago, number } from "../format.js";
 import { jobTable } from "../jobs.js";
 import { may } from "../session.js";
@@ -27,8 +27,8 @@ export async function page(root, { signal, title }) {
   else replace(jobs, empty("This key may not see jobs", "It lacks the scope train."));
   repeat(signal, LOOK_SECONDS, async () => {
     try {
-      replace(cards, drawServed(await served(signal)));
-      if (may("train")) replace(jobs, drawRunning(await running(signal)));
+      refresh(cards, drawServed(await served(signal)));
+      if (may("train")) refresh(jobs, drawRunning(await running(signal)));
       replace(lost);
     } catch (error) {
       if (error.name !== "AbortError") replace(lost, failure(error));
