@@ -7,9 +7,10 @@ import { h, replace } from "./dom.js";
  * Ask, and act in the dialog: `act(values)` is called with the form's values, a refusal is shown there, and the dialog
  * closes when it succeeds. Resolves with what `act` answered, or null.
  *
- * `body` is elements that say what will change, with inputs that have names; `danger` colours the button.
+ * `body` is elements that say what will change, with inputs that have names; `danger` colours the button; `refused(error)`
+ * may change the body after a refusal.
  */
-export function ask({ title, body, button, danger = false, act }) {
+export function ask({ title, body, button, danger = false, act, refused = () => {} }) {
   return new Promise((resolve) => {
     let answer = null;
     const problem = h("div", {});
@@ -32,7 +33,7 @@ export function ask({ title, body, button, danger = false, act }) {
         dialog.close();
       } catch (error) {
         replace(problem, failure(error));
-        form.dispatchEvent(new CustomEvent("refused", { detail: error }));
+        refused(error);
       } finally {
         go.disabled = false;
       }
