@@ -1,8 +1,9 @@
 """A page of the documentation as its tests see it: its shell blocks with what they should print, its files, its links.
 
-A fenced block `sh` is run, the blocks of a page one after the other in one session. A block `text` right after it is
-what it prints: `…` stands for anything, alone on a line for any lines; numbers with a decimal point may differ a little.
-A block may fail only if `fourfold: …` is among what it prints. Commands that no test can run are indented instead.
+A fenced block `sh` (or `python`, without a file's name) is run, the blocks of a page one after the other in one
+session. A block `text` right after it is what it prints: `…` stands for anything, alone on a line for any lines; numbers
+with a decimal point may differ a little. After `text fails` it must end with an error. Commands that no test can run are
+indented instead.
 """
 
 import re
@@ -13,19 +14,25 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[1]
-_BOX = re.compile(r"[─-╿]+")
-_DECIMAL = re.compile(r"([+-]?\d+\.\d+)(\W*)")
+_DECIMAL = re.compile(r"[+-]?\d+\.\d+")
+_BOX = re.compile(r"[─-╿]{2,}")
+_PARTS = re.compile(rf"…|{_BOX.pattern}|{_DECIMAL.pattern}|.")
 
 
 @dataclass
 class Block:
     """A fenced block; `expected` is the text block after a shell block."""
 
-    kind: str  # the word after the fence, sh or a language
+    kind: str  # the word after the fence: a language
     name: str  # the words after it, for a file its path
     text: str
     line: int
     expected: str | None = None
+    fails: bool = False
+
+    @property
+    def runs(self):
+        return self.kind == "sh" or (self.kind == "python" and not self.name)
 
 
 class Page:
@@ -43,8 +50,8 @@ class Page:
                     found.append(None)  # what is printed does not stand under another heading
                 continue
             kind, _, name = token.info.strip().partition(" ")
-            if kind == "text" and found and found[-1] is not None and found[-1].kind == "sh":
-                found[-1].expected = token.content
+            if kind == "text" and found and found[-1] is not None and found[-1].runs:
+                found[-1].expected, found[-1].fails = token.content, name == "fails"
             else:
                 found.append(Block(kind, name, token.content, (token.map or [0])[0] + 1))
         return [block for block in found if block is not None]
@@ -80,10 +87,11 @@ class Shell:
 
     def run(self, block, timeout=150):
         """Run one block and hold what it prints against the page."""
+        text = block.text if block.kind == "sh" else f"python - <<'PYTHON'\n{block.text}PYTHON\n"
         script = f"""
             . "{self._state}"
             trap '{{ export -p; echo "cd \\"$PWD\\""; }} > "{self._state}"' EXIT
-            set -aeuo pipefail\n{block.text}"""
+            set -aeuo pipefail\n{text}"""
         done = subprocess.run(
             ["bash", "-c", script],
             env=self.environment,
@@ -93,8 +101,7 @@ class Shell:
             timeout=timeout,
         )
         place = f"line {block.line}:\n{block.text}\n{done.stdout}"
-        may_fail = block.expected is not None and re.search(r"^fourfold: ", block.expected, re.MULTILINE)
-        assert done.returncode == (1 if may_fail else 0), place
+        assert (done.returncode != 0) == block.fails, place
         if block.expected is not None:
             assert prints(block.expected, done.stdout), f"{place}\n— expected —\n{block.expected}"
         return done.stdout
@@ -106,29 +113,31 @@ def prints(expected, output):
 
 
 def _lines(text):
-    return [line.split() for line in text.splitlines() if line.strip()]
+    return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
 
 
 def _follow(wanted, given):
     if not wanted:
         return not given
-    if wanted[0] == ["…"]:
+    if wanted[0] == "…":
         return any(_follow(wanted[1:], given[skipped:]) for skipped in range(len(given) + 1))
     return bool(given) and _same(wanted[0], given[0]) and _follow(wanted[1:], given[1:])
 
 
 def _same(wanted, given):
-    if not wanted:
-        return not given
-    if wanted[0] == "…":
-        return any(_same(wanted[1:], given[skipped:]) for skipped in range(len(given) + 1))
-    return bool(given) and _same_word(wanted[0], given[0]) and _same(wanted[1:], given[1:])
-
-
-def _same_word(wanted, given):
-    if _BOX.fullmatch(wanted):
-        return bool(_BOX.fullmatch(given))
-    one, other = _DECIMAL.fullmatch(wanted), _DECIMAL.fullmatch(given)
-    if one and other:
-        return one[2] == other[2] and abs(float(one[1]) - float(other[1])) <= 0.05 * abs(float(one[1])) + 0.1
-    return re.fullmatch(".*".join(re.escape(part) for part in wanted.split("…")), given) is not None
+    pattern = "".join(
+        ".*"
+        if part == "…"
+        else "[─-╿]+"
+        if _BOX.fullmatch(part)
+        else r"([+-]?\d+\.\d+)"
+        if _DECIMAL.fullmatch(part)
+        else re.escape(part)
+        for part in _PARTS.findall(wanted)
+    )
+    found = re.fullmatch(pattern, given)
+    numbers = [float(part) for part in _PARTS.findall(wanted) if _DECIMAL.fullmatch(part)]
+    return found is not None and all(
+        abs(float(other) - number) <= 0.05 * abs(number) + 0.1
+        for number, other in zip(numbers, found.groups(), strict=True)
+    )

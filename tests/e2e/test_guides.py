@@ -2,12 +2,16 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import skimage
 
 from fourfold import ApiError, Client
 from tests.guides import ROOT, Page, Shell
 from tests.running import Up
+
+PHOTOS = Path(skimage.__file__).parent / "data"
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +27,14 @@ def follow(up):
     """Runs the shell blocks of a page in `folder`, and returns what each printed."""
     environment = {**os.environ, "HOME": str(up.home.parent), "COLUMNS": "100"}
     environment.pop("FOURFOLD_HOME", None)
+    environment["PATH"] = f"{ROOT / '.venv' / 'bin'}:{environment['PATH']}"
+    environment["photos"] = str(PHOTOS)
 
     def run(name, folder):
         shell = Shell(folder, environment, up.home.parent / f"{name}.state")
         printed = []
         for block in Page(ROOT / "docs" / name).blocks():
-            if block.kind == "sh":
+            if block.runs:
                 expected = block.expected and block.expected.replace("localhost:8080", f"127.0.0.1:{up.port}")
                 text = block.text.replace("localhost:8080", f"127.0.0.1:{up.port}")
                 printed.append(shell.run(replace(block, text=text, expected=expected)))
@@ -40,7 +46,7 @@ def follow(up):
 def test_the_tour(up, follow):
     """After it two versions share the requests, each counted."""
     follow("tour.md", ROOT)
-    photo = next(ROOT.glob(".venv/lib/python3*/site-packages/skimage/data/coffee.png"))
+    photo = PHOTOS / "coffee.png"
     with Client(up.url, up.key) as client:
         answered = {client.score(photo)["model"] for _ in range(40)}
         assert answered == {"iqa/1", "iqa/2"}
@@ -51,6 +57,10 @@ def test_the_tour(up, follow):
             client.train("iqa", "none", {})
 
 
-@pytest.mark.parametrize("name", ["iqa.md"])
+PAGES = ["iqa.md", "bots.md", "pointcloud.md", "inlining.md", "training.md", "auditing.md", "operating.md"]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page(follow, tmp_path, name):
+    """What is written of the other domains and of operation; `$photos` and the path are those of the tour."""
     assert follow(name, tmp_path)
