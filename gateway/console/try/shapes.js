@@ -7,7 +7,7 @@ import { colour, draw, erase, plotly } from "../plot.js";
 const FOLDED = "#e2903a"; // a mesh is shaded from its colour: one for both themes
 const FAR = 1.5; // of the eye, in plotly's units
 const TURN = 0.5; // radians a second
-const PAUSE = 50; // milliseconds between two pictures: a slow machine still answers to a click
+const PAUSE = 50; // milliseconds between two pictures, and at least as long as one takes: the page answers all the same
 
 /** Elements that draw `found` (a Reconstruction with `input_points`). They turn until something is dragged. */
 export function pair(found, signal) {
@@ -84,7 +84,7 @@ export function pair(found, signal) {
       angle += TURN * Math.min(0.2, (now - last) / 1000);
       last = now;
       if (!document.hidden) await place({ x: FAR * Math.cos(angle), y: FAR * Math.sin(angle), z: 0.7 });
-      await new Promise((done) => setTimeout(done, PAUSE));
+      await new Promise((done) => setTimeout(done, Math.max(PAUSE, performance.now() - now)));
     }
   }
 }
