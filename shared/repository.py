@@ -32,6 +32,7 @@ from shared.storage import names_in, open_location
 class AliasConflict(Conflict):
     code = "alias-conflict"
     title = "The alias was changed by somebody else in the meantime"
+    advice = "Look at the aliases again; repeat it if you still mean it."
 
 
 CHAMPION = "champion"  # the alias that takes the traffic

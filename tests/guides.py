@@ -1,9 +1,9 @@
 """A page of the documentation as its tests see it: its shell blocks with what they should print, its files, its links.
 
 A fenced block `sh` (or `python`, without a file's name) is run, the blocks of a page one after the other in one
-session. A block `text` right after it is what it prints: `…` stands for anything, alone on a line for any lines; numbers
-with a decimal point may differ a little. After `text fails` it must end with an error. Commands that no test can run are
-indented instead.
+session. A block `text` right after it is what it prints: `…` stands for anything, alone on a line for any lines;
+numbers with a decimal point may differ a little. After `text fails` it must end with an error. Commands that no test
+can run are indented instead.
 """
 
 import re

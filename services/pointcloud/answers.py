@@ -24,6 +24,7 @@ MEDIA_TYPES_OF = {"stl": "stl", "ply": "ply", "obj": "obj", "gltf-binary": "glb"
 class AnswerTooLong(Unprocessable):
     code = "pointcloud-answer-too-long"
     title = "The answer is too long for JSON"
+    advice = "Ask for a file (`out=ply`, `npy` or `glb`), or a smaller `resolution`."
 
 
 def summary_of(cloud: Cloud, content_type: str) -> CloudSummary:
