@@ -72,7 +72,7 @@ class Visit:
     def __exit__(self, kind, *_):
         self.context.close()
         if kind is None:
-            assert self.wrong == []
+            assert not self.wrong, self.wrong
 
 
 def enter(page, key):
