@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
+from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
 from starlette.middleware import Middleware
 from starlette.responses import Response
@@ -18,6 +19,7 @@ from gateway.assets import add_console
 from gateway.auth import Authenticator
 from gateway.control import datasets, inference, jobs, keys, models
 from gateway.control.access import needs
+from gateway.control.metrics import jobs_text
 from gateway.keys import SCOPES, KeyStore, SqlKeyStore, key_of, new_key
 from gateway.limits import Limits
 from gateway.openapi import MergedDocument
@@ -95,7 +97,7 @@ def create_app(settings: GatewaySettings | None = None, store: KeyStore | None =
     app.include_router(keys.router)
     for router in (datasets.router, jobs.router, models.router, inference.router, inference.guarded):
         app.include_router(router)
-    _add_operations(app, settings, upstreams)
+    _add_operations(app, settings, upstreams, engine)
     add_console(app)
     return app
 
@@ -130,7 +132,7 @@ async def _write_back(auth: Authenticator) -> None:
         await auth.write_back()
 
 
-def _add_operations(app: FastAPI, settings: GatewaySettings, upstreams: Upstreams) -> None:
+def _add_operations(app: FastAPI, settings: GatewaySettings, upstreams: Upstreams, engine: Engine) -> None:
     document = MergedDocument(app, upstreams)
 
     @app.get("/healthz", tags=["operations"])
@@ -153,7 +155,8 @@ def _add_operations(app: FastAPI, settings: GatewaySettings, upstreams: Upstream
         """Prometheus' text form."""
         if settings.protect_metrics:
             await needs("admin")(request)
-        return Response(metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        jobs = await asyncio.to_thread(jobs_text, engine)
+        return Response(metrics_text() + jobs, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> dict[str, Any]:
