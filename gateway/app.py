@@ -33,7 +33,7 @@ from shared.jobs.events import event_log
 from shared.jobs.files import JobFiles
 from shared.jobs.retention import sweep_spool
 from shared.jobs.store import SqlJobStore
-from shared.problems import NotReady, install_problem_handlers, problem_responses
+from shared.problems import NotFound, NotReady, install_problem_handlers, problem_responses
 from shared.repository import ModelRepository
 from shared.settings import load_settings
 from shared.telemetry import Telemetry, configure_logging, metrics_text
@@ -157,6 +157,16 @@ def _add_operations(app: FastAPI, settings: GatewaySettings, upstreams: Upstream
             await needs("admin")(request)
         jobs = await asyncio.to_thread(jobs_text, engine)
         return Response(metrics_text() + jobs, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/metrics/{service}", tags=["operations"], response_class=Response, responses=problem_responses(NotFound))
+    async def metrics_of(service: str, request: Request) -> Response:
+        """The same of a service, which on one machine listens where no Prometheus can ask it."""
+        if settings.protect_metrics:
+            await needs("admin")(request)
+        if service not in SERVICES:
+            raise NotFound(f"There is no service {service[:80]!r}.")
+        body = (await upstreams.fetch(service, "/metrics"))[1]
+        return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> dict[str, Any]:

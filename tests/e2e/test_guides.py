@@ -1,11 +1,15 @@
 """The guides, followed to the letter: every shell block of a page is run against what `fourfold up` starts."""
 
+import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import skimage
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from fourfold import ApiError, Client
 from tests.guides import ROOT, Page, Shell
@@ -64,3 +68,33 @@ PAGES = ["iqa.md", "bots.md", "pointcloud.md", "inlining.md", "training.md", "au
 def test_a_page(follow, tmp_path, name):
     """What is written of the other domains and of operation; `$photos` and the path are those of the tour."""
     assert follow(name, tmp_path)
+
+
+def test_the_dashboard_and_the_alerts_name_what_is_exported(up):
+    """Every metric and every label in them is one that the gateway or a service tells."""
+    labels = {}
+    with Client(up.url, up.key) as client:
+        for path in ("/metrics", "/metrics/iqa"):
+            text = client.request("GET", path, raw=True).decode()
+            for family in text_string_to_metric_families(text):
+                endings = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
+                for ending in endings:
+                    labels.setdefault(family.name + ending, set())
+                for sample in family.samples:
+                    labels.setdefault(sample.name, set()).update(sample.labels)
+    board = json.loads((ROOT / "docs" / "dashboard.json").read_text())
+    groups = yaml.safe_load((ROOT / "docs" / "alerts.yml").read_text())["groups"]
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    asked += [rule["expr"] for group in groups for rule in group["rules"]]
+    assert len(asked) > 15
+    for expression in asked:
+        plain = re.sub(r'"[^"]*"', '""', expression)
+        named = set(re.findall(r"\bfourfold_\w+", plain))
+        assert named, expression
+        assert named <= set(labels), f"{named - set(labels)} of {expression}"
+        known = {"le"}.union(*(labels[name] for name in named))
+        inside = ",".join(re.findall(r"\{([^}]*)\}", plain))
+        used = set(re.findall(r"(\w+)\s*(?:=|!)", inside)) | set(
+            re.findall(r"\w+", " ".join(re.findall(r"\bby \(([^)]*)\)", plain)))
+        )
+        assert used <= known, f"{used - known} of {expression}"
