@@ -19,7 +19,7 @@ ARGUMENTS = (
     "--disable-sync",
     "--no-first-run",
 )
-PATIENCE_MS = 20_000  # of two cores that do other things as well
+PATIENCE_MS = 60_000  # of two cores that do other things as well
 
 expect.set_options(timeout=PATIENCE_MS)
 

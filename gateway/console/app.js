@@ -75,10 +75,29 @@ async function navigate() {
     return;
   }
   try {
-    const { page } = await import(target.module);
+    const { page } = await module(target.module);
     if (!signal.aborted) await page(root, { ...target, signal, title, go });
   } catch (error) {
-    if (!signal.aborted && error.name !== "AbortError") replace(root, failure(error, () => location.reload()));
+    if (!signal.aborted && error.name !== "AbortError") replace(root, failure(error, again));
+  }
+}
+
+async function module(path) {
+  try {
+    return await import(path);
+  } catch (error) {
+    console.warn(error);
+    throw new Problem(0, { title: "This page could not be loaded", detail: "The gateway is not answering, or was replaced by another version." });
+  }
+}
+
+/** Load the whole page anew, which a browser needs for a module that failed; but never for its own page of an error. */
+async function again() {
+  try {
+    await get("/healthz");
+    location.reload();
+  } catch (error) {
+    replace(main, failure(error, again));
   }
 }
 

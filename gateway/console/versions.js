@@ -18,7 +18,7 @@ export function sideBySide(rows, { champion, canary, onlyDifferences, actions })
     h(
       "tbody",
       {},
-      line("", actions),
+      line("What to do", actions),
       part("Made"),
       line("Created", ({ manifest }) => when(manifest.created)),
       line("By job", ({ manifest: { job } }) => (job ? h("a", { href: `#/jobs/${job}` }, h("code", {}, job.slice(0, 12))) : "–")),

@@ -3,6 +3,7 @@
 import { address, get } from "../api.js";
 import { h, refresh, replace } from "../dom.js";
 import { STATES, jobTable } from "../jobs.js";
+import { may } from "../session.js";
 import { empty, failure, repeat, shown } from "../states.js";
 
 const PAGE = 25;
@@ -10,6 +11,10 @@ const LOOK_SECONDS = 3;
 
 export async function page(root, { query, signal, title, go }) {
   title("Jobs");
+  if (!may("train")) {
+    replace(root, h("h1", {}, "Jobs"), empty("This key may not see jobs", "It lacks the scope train."));
+    return;
+  }
   const chosen = { state: query.get("state"), domain: query.get("domain") };
   const list = h("div", {});
   const older = h("div", { class: "actions" });
