@@ -94,7 +94,7 @@ def test_what_the_examples_show_is_without_violations(tab, address):
     name, last = RESULTS[address]
     goto(tab, address)
     tab.locator(f"[data-example='{name}']").first.click()
-    expect(tab.locator(last)).to_be_visible()
+    expect(tab.locator(last)).to_be_visible(timeout=90_000)  # a shape, without a graphics processor
     expect(tab.locator(".spinner")).to_have_count(0)
     for details in tab.locator("details:not([open]) > summary").all():
         details.click()

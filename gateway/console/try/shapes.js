@@ -1,12 +1,13 @@
 // Input and reconstruction side by side, seen from one place, turning together.
 
-import { h } from "../dom.js";
+import { h, replace } from "../dom.js";
 import { number } from "../format.js";
 import { colour, draw, erase, plotly } from "../plot.js";
 
 const FOLDED = "#e2903a"; // a mesh is shaded from its colour: one for both themes
 const FAR = 1.5; // of the eye, in plotly's units
 const TURN = 0.5; // radians a second
+const SLOW = 1000; // milliseconds of a picture that are too many: no graphics processor draws
 const PAUSE = 50; // milliseconds between two pictures, and at least as long as one takes: the page answers all the same
 
 /** Elements that draw `found` (a Reconstruction with `input_points`). They turn until something is dragged. */
@@ -14,6 +15,7 @@ export function pair(found, signal) {
   const left = h("div", { "data-shape": "input" });
   const right = h("div", { "data-shape": "reconstruction" });
   const turning = h("button", { type: "button", "aria-pressed": "false" }, "Turn");
+  const note = h("span", { role: "status" });
   const points = found.input_points;
   const scene = () => frame([...points, ...found.points]);
   const cloud = () => ({ type: "scatter3d", mode: "markers", ...axes(points), marker: { size: 1.6, color: colour("accent") }, hoverinfo: "none" });
@@ -36,7 +38,7 @@ export function pair(found, signal) {
       h("figure", {}, h("figcaption", {}, `Input: ${number(points.length)} points`), left),
       h("figure", {}, h("figcaption", {}, found.triangles ? `Reconstruction: ${number(found.triangles.length)} triangles` : "Reconstruction"), right),
     ),
-    h("div", { class: "actions" }, turning, h("button", { type: "button", onclick: () => look({ x: 0, y: -FAR, z: 0.4 }) }, "Front"), h("button", { type: "button", onclick: () => look({ x: 0, y: -0.01, z: FAR }) }, "From above"), h("span", { class: "small" }, "Drag to turn, scroll to come nearer.")),
+    h("div", { class: "actions" }, turning, h("button", { type: "button", onclick: () => look({ x: 0, y: -FAR, z: 0.4 }) }, "Front"), h("button", { type: "button", onclick: () => look({ x: 0, y: -0.01, z: FAR }) }, "From above"), h("span", { class: "small" }, note, "Drag to turn, scroll to come nearer.")),
   );
 
   async function start() {
@@ -78,13 +80,20 @@ export function pair(found, signal) {
   async function turn(on) {
     turning.setAttribute("aria-pressed", String(on));
     const mine = (turned = {});
+    replace(note);
     let last = performance.now();
     while (on && turned === mine && !signal.aborted && left.isConnected) {
       const now = performance.now();
       angle += TURN * Math.min(0.2, (now - last) / 1000);
       last = now;
-      if (!document.hidden) await place({ x: FAR * Math.cos(angle), y: FAR * Math.sin(angle), z: 0.7 });
-      await new Promise((done) => setTimeout(done, Math.max(PAUSE, performance.now() - now)));
+      await place({ x: FAR * Math.cos(angle), y: FAR * Math.sin(angle), z: 0.7 });
+      await new Promise(requestAnimationFrame); // waits where the page is not seen
+      const took = performance.now() - now;
+      if (took > SLOW && !document.hidden && turned === mine) {
+        turn(false);
+        replace(note, "This browser draws too slowly to turn them by itself. ");
+      }
+      await new Promise((done) => setTimeout(done, Math.max(PAUSE, took)));
     }
   }
 }
