@@ -61,7 +61,7 @@ def test_the_tour(up, follow):
             client.train("iqa", "none", {})
 
 
-PAGES = ["iqa.md", "bots.md", "pointcloud.md", "inlining.md", "training.md", "auditing.md", "operating.md"]
+PAGES = ["iqa.md", "bots.md", "pointcloud.md", "inlining.md", "training.md", "operating.md"]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -87,6 +87,7 @@ def test_the_dashboard_and_the_alerts_name_what_is_exported(up):
     asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     asked += [rule["expr"] for group in groups for rule in group["rules"]]
     assert len(asked) > 15
+    labels["fourfold_jobs"] |= {"domain", "kind", "state"}  # of which there may be none yet
     for expression in asked:
         plain = re.sub(r'"[^"]*"', '""', expression)
         named = set(re.findall(r"\bfourfold_\w+", plain))
