@@ -4,7 +4,7 @@ import { failure } from "./states.js";
 import { h, replace } from "./dom.js";
 
 /**
- * Ask, and act in the dialog: `act(values)` is called with the form's values, a refusal is shown there, and the dialog
+ * Ask, and act in the dialog: `act(values, form)` is called with the form's values, a refusal is shown there, and the dialog
  * closes when it succeeds. Resolves with what `act` answered, or null.
  *
  * `body` is elements that say what will change, with inputs that have names; `danger` colours the button; `refused(error)`
@@ -29,7 +29,8 @@ export function ask({ title, body, button, danger = false, act, refused = () => 
       go.disabled = true;
       replace(problem);
       try {
-        answer = await act(Object.fromEntries(new FormData(form)));
+        const given = new FormData(form);
+        answer = await act(Object.fromEntries(given), given);
         dialog.close();
       } catch (error) {
         replace(problem, failure(error));

@@ -8,8 +8,7 @@ import psutil
 import pytest
 
 from fourfold import Client
-from tests.browser import Visit, browser, enter, expect
-from tests.running import Up
+from tests.browser import Visit, enter, expect
 from tests.unit.bots.making import write_graph
 
 PAGES = ("", "try", "jobs", "train", "models", "models/bots", "datasets", "audits")
@@ -17,22 +16,9 @@ FIRST_LOAD_BYTES = 300 << 10
 WORKER_MS = 120_000  # a worker's child imports torch first
 
 
-@pytest.fixture(scope="module")
-def chrome():
-    with browser() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def up(tmp_path_factory, chrome):  # after the browser: without one nothing is started
-    up = Up(tmp_path_factory.mktemp("console") / "home")
-    yield up
-    up.stop()
-
-
 @pytest.fixture
-def client(up):
-    with Client(up.url, up.key) as client:
+def client(served):
+    with Client(served.url, served.key) as client:
         yield client
 
 
@@ -52,8 +38,8 @@ def graph(tmp_path_factory):
     ],
     ids=["light", "dark", "phone"],
 )
-def test_every_page_opens_and_none_is_wider_than_the_window(chrome, up, look):
-    with Visit(chrome, up, **look) as page:
+def test_every_page_opens_and_none_is_wider_than_the_window(chrome, served, look):
+    with Visit(chrome, served, **look) as page:
         assert page.locator("html").get_attribute("data-theme") == look["color_scheme"]
         for address in PAGES:
             page.goto(f"/#/{address}")
@@ -63,20 +49,20 @@ def test_every_page_opens_and_none_is_wider_than_the_window(chrome, up, look):
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), address
 
 
-def test_the_first_load_is_small(chrome, up):
+def test_the_first_load_is_small(chrome, served):
     sizes = {}
-    with Visit(chrome, up, key=False) as page:
+    with Visit(chrome, served, key=False) as page:
         page.on("response", lambda answer: sizes.update({answer.url: int(answer.headers.get("content-length", 0))}))
         page.reload()
-        enter(page, up.key)
+        enter(page, served.key)
         expect(page.get_by_role("region", name="iqa")).to_be_visible()
     assert len(sizes) > 5
     assert not any("plotly" in url for url in sizes)
     assert sum(sizes.values()) <= FIRST_LOAD_BYTES
 
 
-def test_a_wrong_key_is_told_and_the_right_one_stays_in_the_tab(chrome, up, client):
-    with Visit(chrome, up, key=False, expected=["401"]) as page:
+def test_a_wrong_key_is_told_and_the_right_one_stays_in_the_tab(chrome, served, client):
+    with Visit(chrome, served, key=False, expected=["401"]) as page:
         enter(page, "ff_wrong")
         expect(page.get_by_role("alert")).to_contain_text("A valid API key or token is required")
         expect(page.get_by_role("alert").locator("code")).to_have_text(re.compile("^[0-9a-f]+$"))  # the request's id
@@ -96,8 +82,8 @@ def test_a_wrong_key_is_told_and_the_right_one_stays_in_the_tab(chrome, up, clie
         assert page.evaluate("sessionStorage.getItem('fourfold.key')") is None
 
 
-def test_a_gateway_that_is_away_is_told(chrome, up):
-    with Visit(chrome, up, expected=["ERR_INTERNET_DISCONNECTED", "dynamically imported"]) as page:
+def test_a_gateway_that_is_away_is_told(chrome, served):
+    with Visit(chrome, served, expected=["ERR_INTERNET_DISCONNECTED", "dynamically imported"]) as page:
         page.context.set_offline(True)
         page.goto("/#/models")
         expect(page.get_by_role("alert")).to_contain_text("This page could not be loaded")
@@ -108,10 +94,10 @@ def test_a_gateway_that_is_away_is_told(chrome, up):
         expect(page.get_by_role("link", name="iqa")).to_be_visible()
 
 
-def test_what_a_server_sends_is_text(chrome, up, client):
+def test_what_a_server_sends_is_text(chrome, served, client):
     hostile = "<img src=x onerror=\"document.title='taken'\">"
     client.set_alias("bots", "canary", 1, weight=0.01, reason=hostile)
-    with Visit(chrome, up) as page:
+    with Visit(chrome, served) as page:
         page.goto("/#/models/bots")
         expect(page.get_by_role("cell", name=hostile, exact=True)).to_be_visible()
         assert page.locator("main img").count() == 0
@@ -121,8 +107,8 @@ def test_what_a_server_sends_is_text(chrome, up, client):
     assert "canary" not in client.model("bots")["aliases"]["aliases"]
 
 
-def test_with_the_keyboard_alone(chrome, up):
-    with Visit(chrome, up) as page:
+def test_with_the_keyboard_alone(chrome, served):
+    with Visit(chrome, served) as page:
         page.goto("/#/models/bots")
         expect(page.locator("main")).to_be_focused()  # a reader begins with the new page, not with the links above it
         page.reload()
@@ -135,7 +121,7 @@ def test_with_the_keyboard_alone(chrome, up):
         expect(page.get_by_role("link", name="Try").last).to_be_focused()
 
 
-def test_a_flawed_upload_says_where(chrome, up, graph, tmp_path):
+def test_a_flawed_upload_says_where(chrome, served, graph, tmp_path):
     """A file of more than one part arrives; what the domain then finds is named with its place."""
     folder = tmp_path / "flawed"
     folder.mkdir()
@@ -145,7 +131,7 @@ def test_a_flawed_upload_says_where(chrome, up, graph, tmp_path):
     with (folder / "accounts.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows(rows)
     (folder / "large.bin").write_bytes(bytes(33 << 20))
-    with Visit(chrome, up, expected=["409"]) as page:  # which says what to upload first
+    with Visit(chrome, served, expected=["409"]) as page:  # which says what to upload first
         page.goto("/#/datasets")
         page.get_by_label("A folder").set_input_files(folder)
         expect(page.get_by_text("2 files, 33 MiB.")).to_be_visible()
@@ -156,9 +142,9 @@ def test_a_flawed_upload_says_where(chrome, up, graph, tmp_path):
         expect(page.get_by_role("row", name=re.compile("accounts.csv.*followers_count"))).to_be_visible()
 
 
-def test_a_training_from_the_upload_to_the_promotion(chrome, up, client, graph):
+def test_a_training_from_the_upload_to_the_promotion(chrome, served, client, graph):
     """A person's whole way; on it the gateway dies, and the page is loaded again."""
-    with Visit(chrome, up, expected=["409", "ERR_"]) as page:
+    with Visit(chrome, served, expected=["409", "ERR_"]) as page:
         page.goto("/#/datasets")
         page.get_by_label("A folder").set_input_files(graph)
         page.get_by_label("For the model").first.select_option("bots")
@@ -173,7 +159,7 @@ def test_a_training_from_the_upload_to_the_promotion(chrome, up, client, graph):
 
         curve = page.locator("[data-figure=loss] .scatterlayer path.js-line")
         expect(curve).to_be_visible(timeout=WORKER_MS)
-        _kill_gateway(up)
+        _kill_gateway(served)
         expect(page.get_by_text("The connection is lost")).to_be_visible()
         expect(page.get_by_text("The connection is lost")).to_have_count(0)
         before = _step(page)
@@ -209,9 +195,9 @@ def test_a_training_from_the_upload_to_the_promotion(chrome, up, client, graph):
     assert [table["reason"] for table in history[-2:]] == ["forced: a trial", "rollback from 2"]
 
 
-def test_settings_that_are_refused_are_marked_and_a_job_is_cancelled(chrome, up, client, graph):
+def test_settings_that_are_refused_are_marked_and_a_job_is_cancelled(chrome, served, client, graph):
     client.add_dataset(graph, "bots", "accounts")
-    with Visit(chrome, up, expected=["422"]) as page:
+    with Visit(chrome, served, expected=["422"]) as page:
         page.goto("/#/train?domain=bots")
         tasks = page.get_by_label("Tasks")
         tasks.fill("bot, fame")
@@ -229,8 +215,8 @@ def test_settings_that_are_refused_are_marked_and_a_job_is_cancelled(chrome, up,
         expect(page.get_by_role("link", name="train bots")).to_be_visible()
 
 
-def _kill_gateway(up):
-    for process in psutil.Process(up.process.pid).children(recursive=True):
+def _kill_gateway(served):
+    for process in psutil.Process(served.process.pid).children(recursive=True):
         if any("gateway.app" in part for part in process.cmdline()):
             process.send_signal(signal.SIGKILL)
             return

@@ -4,6 +4,7 @@ import { address, get } from "../api.js";
 import { compare, endCanary, promote, rollBack, startCanary } from "../aliases.js";
 import { h, replace } from "../dom.js";
 import { number, when } from "../format.js";
+import { policyLine } from "../policy.js";
 import { may } from "../session.js";
 import { shown } from "../states.js";
 import { sideBySide } from "../versions.js";
@@ -59,7 +60,7 @@ function draw(model, { query, signal, go }, again) {
       h("a", { class: "button", href: `#/try/${model.name}` }, "Try"),
       h("a", { class: "button", href: `#/train?domain=${model.name}` }, "Train"),
       h("a", { class: "button", href: `#/audits?model=${model.name}` }, "Audits"))),
-    serving(model, champion, canary, again),
+    serving(model, champion, canary, again, policyLine(model.path, model.name, signal)),
     h(
       "section",
       { class: "panel" },
@@ -73,7 +74,7 @@ function draw(model, { query, signal, go }, again) {
   ];
 }
 
-function serving(model, champion, canary, again) {
+function serving(model, champion, canary, again, policy) {
   const earlier = earlierChampion(model.history, champion?.version);
   const admin = may("admin");
   return h(
@@ -82,6 +83,7 @@ function serving(model, champion, canary, again) {
     h("h2", {}, "Serving"),
     h("p", {}, champion ? `Version ${champion.version} is the champion: it answers ` : "There is no champion.",
       champion && (canary ? `${number((1 - canary.weight) * 100)} % of the requests. Version ${canary.version} is the canary, with ${number(canary.weight * 100)} %.` : "every request.")),
+    policy,
     !admin && h("p", { class: "small" }, "This key may not change it: that needs the scope admin."),
     admin && h("div", { class: "actions" },
       earlier && h("button", { type: "button", onclick: () => rollBack(model, earlier).then((done) => done && again()) }, `Roll back to version ${earlier}`),
