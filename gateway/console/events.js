@@ -31,8 +31,8 @@ export async function* follow(path, { signal, after = null, onconnection = () =>
       }
     } catch (error) {
       if (signal.aborted) return;
-      // What the gateway refuses it will refuse again; only a gateway that is away is worth waiting for.
-      if (error instanceof Problem && error.status !== 0 && error.status < 500) throw error;
+      // What the gateway refuses it will refuse again; one that is away, or busy, is worth waiting for.
+      if (error instanceof Problem && error.status !== 0 && error.status !== 429 && error.status < 500) throw error;
     } finally {
       signal.removeEventListener("abort", stop);
       document.removeEventListener("visibilitychange", hidden);

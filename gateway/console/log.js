@@ -26,5 +26,5 @@ export function tail(element, path, signal, over) {
       if (follows) element.scrollTop = element.scrollHeight;
     }
     if (last) whole.abort();
-  });
+  }, true);
 }

@@ -47,10 +47,10 @@ export async function shown(place, signal, load, draw) {
   }
 }
 
-/** Call `look` now and every `seconds` while the page is there and visible. What it throws ends nothing. */
-export async function repeat(signal, seconds, look) {
-  while (!signal.aborted) {
-    if (!document.hidden) await look().catch((error) => error.name === "AbortError" || error instanceof Problem || console.error(error));
+/** Call `look` every `seconds` while the page is there and visible; also `now`, if asked. What it throws ends nothing. */
+export async function repeat(signal, seconds, look, now = false) {
+  for (let first = !now; !signal.aborted; first = false) {
+    if (!first && !document.hidden) await look().catch((error) => error.name === "AbortError" || error instanceof Problem || console.error(error));
     await new Promise((done) => {
       const timer = setTimeout(done, seconds * 1000);
       signal.addEventListener("abort", () => (clearTimeout(timer), done()), { once: true });

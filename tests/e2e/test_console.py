@@ -215,6 +215,24 @@ def test_settings_that_are_refused_are_marked_and_a_job_is_cancelled(chrome, ser
         expect(page.get_by_role("link", name="train bots")).to_be_visible()
 
 
+def test_an_audit_is_started_followed_and_read_in_place(chrome, served, client, graph):
+    client.add_dataset(graph, "bots", "accounts")
+    with Visit(chrome, served) as page:
+        page.goto("/#/audits?model=bots&version=1")
+        page.get_by_label("On the data set").select_option(label="accounts")
+        for check in ("Robustness", "Landscape", "Backdoor"):
+            page.get_by_label(re.compile(check)).uncheck()
+        page.get_by_role("button", name="Start the audit").click()
+        expect(page.get_by_role("heading", name="Audit of bots/1")).to_be_visible()
+        expect(page.get_by_role("heading", name="groups")).to_be_visible(timeout=WORKER_MS)
+        expect(page.locator(".plot .main-svg").first).to_be_visible()
+        with page.expect_download() as downloading:
+            page.get_by_role("button", name="Download as a page").click()
+        assert "<html" in downloading.value.path().read_text()
+        page.goto("/#/models/bots")
+        expect(page.get_by_role("row", name=re.compile("^Verdicts")).locator("a .tag, .tag").first).to_be_visible()
+
+
 def _kill_gateway(served):
     for process in psutil.Process(served.process.pid).children(recursive=True):
         if any("gateway.app" in part for part in process.cmdline()):

@@ -57,7 +57,7 @@ function draw(first, path, { signal, title, go }) {
   });
   repeat(signal, 1, async () => ended(job) || redraw()); // the time that it took
   tail(log, `${path}/logs`, signal, () => ended(job));
-  repeat(signal, FILES_SECONDS, async () => refresh(files, drawFiles((await get(`${path}/files`, { signal })).files, path)));
+  repeat(signal, FILES_SECONDS, async () => refresh(files, drawFiles((await get(`${path}/files`, { signal })).files, path)), true);
   return [
     head,
     connection,
