@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -222,7 +223,7 @@ def test_a_mesh_beside_its_reconstruction(chrome, served, client):
 def test_the_nearest_shapes_of_an_index(chrome, served, client, tmp_path):
     chips = tmp_path / "chips" / "chip"
     chips.mkdir(parents=True)
-    chip = trimesh.load(EXAMPLES / "chip.stl")
+    chip: Any = trimesh.load(EXAMPLES / "chip.stl")
     for stretch in (1, 2, 4, 8):
         chip.copy().apply_transform(np.diag([stretch, 1, 1, 1])).export(chips / f"by{stretch}.stl")
     client.add_dataset(tmp_path / "chips", "pointcloud", "chips")
