@@ -24,6 +24,9 @@ export function failure(error, retry) {
   );
 }
 
+/** Whether the same request would be refused again: there is nothing to try a second time. */
+export const refused = (error) => [400, 404, 413, 415, 422].includes(error.status);
+
 // Problems name what to change: fields of a request, settings of a training, files of a data set.
 function places(document) {
   const rows = document.errors ?? document.findings ?? [];

@@ -2,7 +2,7 @@
 
 import { post, save } from "../api.js";
 import { h, replace } from "../dom.js";
-import { failure, loading } from "../states.js";
+import { failure, loading, refused } from "../states.js";
 import { identity, nameOf, readAccounts } from "./accounts.js";
 import { commandsPanel, curl, python } from "./commands.js";
 import { dropPlace } from "./drop.js";
@@ -96,7 +96,7 @@ export async function page(root, { title, signal }) {
       if (!given) prior.set(100 * (answer.prior ?? 0.5));
       show(answer, anew);
     } catch (error) {
-      if (!mine.aborted) replace(scores, failure(error, () => ask(anew)));
+      if (!mine.aborted) replace(scores, failure(error, refused(error) ? null : () => ask(anew)));
     }
   }
 
@@ -145,7 +145,7 @@ export async function page(root, { title, signal }) {
       edges = answer.results[0].result.edges;
       draw(explanation(answer.results[0].result));
     } catch (error) {
-      if (!mine.aborted) draw(failure(error, () => explain(result)));
+      if (!mine.aborted) draw(failure(error, refused(error) ? null : () => explain(result)));
     }
   }
 

@@ -2,7 +2,7 @@
 
 import { post } from "../api.js";
 import { h, replace } from "../dom.js";
-import { failure, loading } from "../states.js";
+import { failure, loading, refused } from "../states.js";
 import { advice } from "./advice.js";
 import { commandsPanel, curl, literal, python, word } from "./commands.js";
 import { dropPlace } from "./drop.js";
@@ -84,7 +84,7 @@ export async function page(root, { title, signal }) {
       const found = await ask("replay");
       if (mine === asked) replace(result, advice(found, fileName().replace(/\.[^.]*$/, ""), () => ask("annotated-ir")));
     } catch (error) {
-      if (mine === asked && error.name !== "AbortError") replace(result, failure(error, advise));
+      if (mine === asked && error.name !== "AbortError") replace(result, failure(error, refused(error) ? null : advise));
     }
   }
 

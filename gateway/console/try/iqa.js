@@ -2,7 +2,7 @@
 
 import { request } from "../api.js";
 import { h, replace } from "../dom.js";
-import { failure, loading } from "../states.js";
+import { failure, loading, refused } from "../states.js";
 import { commandsPanel, curl, literal, python, word } from "./commands.js";
 import { dropPlace } from "./drop.js";
 import { picture, quality } from "./quality.js";
@@ -69,7 +69,7 @@ class Slot {
       this.answer = answer;
     } catch (error) {
       if (error.name === "AbortError" || this.asked !== asked) return;
-      drawn = failure(error, () => this.score(file));
+      drawn = failure(error, refused(error) ? null : () => this.score(file));
     }
     replace(this.result, drawn);
     this.changed();

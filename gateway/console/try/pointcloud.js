@@ -4,7 +4,7 @@ import { address, get, request, save } from "../api.js";
 import { h, replace } from "../dom.js";
 import { bytes, number } from "../format.js";
 import { may } from "../session.js";
-import { failure, loading } from "../states.js";
+import { failure, loading, refused } from "../states.js";
 import { commandsPanel, curl, literal, python, word } from "./commands.js";
 import { dropPlace } from "./drop.js";
 import { pair } from "./shapes.js";
@@ -49,7 +49,7 @@ export async function page(root, { title, signal }) {
       replace(result, reconstruction(folded, given, ask, signal), h("div", { class: "columns" }, codeword(given, ask), classes(ask), nearest(ask, signal)));
     } catch (error) {
       if (signal.aborted || mine !== asked || error.name === "AbortError") return;
-      replace(result, failure(error, () => look(given)));
+      replace(result, failure(error, refused(error) ? null : () => look(given)));
     }
   }
 }
@@ -130,7 +130,7 @@ function part(name, load, draw, known = () => null) {
     try {
       replace(place, draw(await load()));
     } catch (error) {
-      if (error.name !== "AbortError") replace(place, known(error) || failure(error, fill));
+      if (error.name !== "AbortError") replace(place, known(error) || failure(error, refused(error) ? null : fill));
     }
   };
   fill();
