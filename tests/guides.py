@@ -85,7 +85,7 @@ class Shell:
         self._state = state
         self._state.write_text(f'cd "{folder}"\n')
 
-    def run(self, block, timeout=150):
+    def run(self, block, timeout=400):
         """Run one block and hold what it prints against the page."""
         text = block.text if block.kind == "sh" else f"python - <<'PYTHON'\n{block.text}PYTHON\n"
         script = f"""
