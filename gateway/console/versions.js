@@ -4,8 +4,10 @@ import { h } from "./dom.js";
 import { interval, number, when, words } from "./format.js";
 import { verdictTag } from "./verdicts.js";
 
+const FIGURES = 8; // at first: a domain names its most telling ones first, and some have forty
+
 /** `rows` are {version, manifest, comparisons, audits}; `actions(row)` makes what stands under each. */
-export function sideBySide(rows, { champion, canary, onlyDifferences, actions }) {
+export function sideBySide(rows, { champion, canary, onlyDifferences, allFigures, actions }) {
   if (rows.length === 0) return h("p", { class: "muted" }, "Choose a version.");
   const cells = (of) => rows.map((row) => h("td", {}, of(row)));
   const line = (name, of, properties = {}) => h("tr", properties, h("th", { scope: "row" }, name), cells(of));
@@ -27,7 +29,7 @@ export function sideBySide(rows, { champion, canary, onlyDifferences, actions })
       line("Code", ({ manifest: { code_revision: revision } }) => h("code", {}, revision?.slice(0, 12) ?? "–")),
       part("Figures on its held-out split, with 95 % intervals"),
       line("Measured on", ({ manifest }) => h("span", { class: "small" }, manifest.metrics_split || "–")),
-      names(rows, "metrics").map((name) => line(figureName(rows, name), ({ manifest: { metrics } }) => (metrics[name] ? interval(metrics[name]) : "–"))),
+      names(rows, "metrics").slice(0, allFigures ? undefined : FIGURES).map((name) => line(figureName(rows, name), ({ manifest: { metrics } }) => (metrics[name] ? interval(metrics[name]) : "–"))),
       part("Beside a champion, on the same held-out data"),
       line("Difference", ({ comparisons }) => (comparisons.length ? comparisons.map(difference) : "not compared")),
       part("Audits"),

@@ -175,12 +175,15 @@ def test_a_training_from_the_upload_to_the_promotion(chrome, served, client, gra
         )
 
         page.get_by_role("link", name="Look at it and promote").click()
-        page.get_by_role("button", name="Promote version 2").click()
         dialog = page.get_by_role("dialog")
+        page.get_by_role("button", name="Change the policy").click()
+        dialog.get_by_label("An audit is required").check()
+        dialog.get_by_role("button", name="Set the policy").click()
+        expect(page.get_by_text("A new champion needs an audit")).to_be_visible()
+        page.get_by_role("button", name="Promote version 2").click()
         expect(dialog).to_contain_text("takes the place of version 1")
         dialog.get_by_role("button", name="Promote").click()
-        # The packaged version was made from other data: the gate wants a comparison, or a reason.
-        expect(dialog.get_by_role("alert")).to_be_visible()
+        expect(dialog.get_by_role("alert")).to_contain_text("policy asks for an audit")
         dialog.get_by_label(re.compile("against the gate")).check()
         dialog.get_by_label("Reason").fill("a trial")
         dialog.get_by_role("button", name="Promote").click()

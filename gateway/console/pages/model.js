@@ -44,10 +44,11 @@ function draw(model, { query, signal, go }, again) {
   const chosen = new Set([...new Set(wanted)].slice(0, SHOWN));
   const table = h("div", { class: "scroll" });
   const differing = h("input", { type: "checkbox", checked: true, onchange: () => redraw() });
+  const all = h("input", { type: "checkbox", onchange: () => redraw() });
   const actions = (row) => versionActions(model, row, again, go);
   const redraw = () => {
     const rows = model.versions.filter((row) => chosen.has(row.version)).reverse();
-    replace(table, sideBySide(rows, { champion: champion?.version, canary: canary?.version, onlyDifferences: differing.checked, actions }));
+    replace(table, sideBySide(rows, { champion: champion?.version, canary: canary?.version, onlyDifferences: differing.checked, allFigures: all.checked, actions }));
   };
   const choose = (version) => (event) => {
     if (event.target.checked) chosen.add(version);
@@ -65,9 +66,10 @@ function draw(model, { query, signal, go }, again) {
       "section",
       { class: "panel" },
       h("h2", {}, "Versions"),
-      newest.length > 1 && h("fieldset", {}, h("legend", {}, "Side by side"), h("div", { class: "toolbar choices" },
+      h("fieldset", {}, h("legend", {}, "Side by side"), h("div", { class: "toolbar choices" },
         newest.map((version) => h("label", { class: "inline" }, h("input", { type: "checkbox", checked: chosen.has(version), onchange: choose(version) }), `version ${version}`)),
-        h("label", { class: "inline" }, differing, "only settings that differ"))),
+        h("label", { class: "inline" }, differing, "only settings that differ"),
+        h("label", { class: "inline" }, all, "all figures"))),
       table,
     ),
     h("section", { class: "panel" }, h("h2", {}, "History"), history(model.history)),
@@ -104,7 +106,7 @@ function versionActions(model, row, again, go) {
   return h(
     "div",
     { class: "actions" },
-    may("admin") && !isChampion && button("Promote", promote, true),
+    may("admin") && !isChampion && button("Promote", promote, !champion || row.version > champion.version),
     may("admin") && !isChampion && button(row.version === canary?.version ? "Change the share of" : "Canary", startCanary),
     may("train") && !isChampion && champion && h("button", { type: "button", "aria-label": `Compare version ${row.version}`, onclick: () => compare(model, row).then((job) => job && go(`#/jobs/${job.id}`)) }, "Compare"),
     may("train") && h("a", { class: "button", href: `#/audits?model=${model.name}&version=${row.version}` }, "Audit"),

@@ -97,3 +97,10 @@ def test_the_digest_follows_the_files(tmp_path):
 def test_every_file_has_a_media_type():
     odd = [path for path in FOLDER.rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc", *MEDIA_TYPES}]
     assert odd == []
+
+
+def test_every_module_says_its_one_job_and_is_short():
+    for path in FOLDER.rglob("*.js"):
+        lines = path.read_text().splitlines()
+        assert lines[0].startswith("// "), path
+        assert len(lines) < 250, path
