@@ -5,7 +5,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.guides import ROOT, Page
+from tests.guides import ROOT, Page, prints
 from tests.problems_page import PAGE, page
 
 TRACKED = subprocess.run(
@@ -40,3 +40,31 @@ def test_every_page_is_on_the_map():
 
 def test_the_errors_page_is_what_the_classes_say():
     assert PAGE.read_text() == page(), "make it again: python -m tests.problems_page"
+
+
+def test_what_is_printed_is_held_against_the_page():
+    assert prints("iqa/2  …\n…\n━━━━━\nscore 74.2\n", "iqa/2 is\nserved\nnow\n━━━━━━━━\nscore   74.3\n")
+    assert prints("250 → 194 bytes", " 250 → 194  bytes\n\n")
+    for expected, output in [
+        ("iqa/2", "iqa/3"),
+        ("iqa/2", "iqa/2\nmore"),
+        ("one\n…\ntwo", "one\nthree"),
+        ("score 74.2", "score 50.1"),
+        ("250 → 194 bytes", "250 → 200 bytes"),
+        ("something", ""),
+    ]:
+        assert not prints(expected, output), (expected, output)
+
+
+def test_blocks_of_a_page_are_found(tmp_path):
+    (tmp_path / "page.md").write_text(
+        "# A page\n\n```sh\nfourfold up\n```\n```text fails\nfourfold: no\n```\n\n"
+        "```python a/b.py\nx = 1\n```\n\n    not run\n\n```sh\nls\n```\n\n## Other\n\n```text\nnothing of it\n```\n"
+    )
+    page = Page(tmp_path / "page.md")
+    first, file, last, aside = page.blocks()
+    assert (first.runs, first.expected, first.fails, first.line) == (True, "fourfold: no\n", True, 3)
+    assert (file.runs, file.name, file.text) == (False, "a/b.py", "x = 1\n")
+    assert (last.runs, last.expected) == (True, None)
+    assert not aside.runs
+    assert page.anchors() == {"a-page", "other"}
