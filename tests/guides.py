@@ -60,7 +60,7 @@ class Page:
         """Targets of links and pictures."""
         inline = [child for token in self.tokens for child in token.children or ()]
         targets = [child.attrGet("href") or child.attrGet("src") for child in inline]
-        return [target for target in targets if target]
+        return [str(target) for target in targets if target]
 
     def anchors(self):
         """Names of the headings, as GitHub makes them."""
