@@ -1,7 +1,7 @@
 // The console's frame: navigation, the key, and which page an address (#/jobs/ID?…) shows.
 
 import { Problem, get } from "./api.js";
-import { h, replace } from "./dom.js";
+import { h, refresh, replace } from "./dom.js";
 import { describe, enter, key, leave, who } from "./session.js";
 import { failure, loading } from "./states.js";
 import { show, theme, toggle } from "./theme.js";
@@ -111,9 +111,9 @@ function drawFrame() {
   const link = ([path, name]) => h("a", { href: `#/${path}`, "aria-current": (section === "train" ? "jobs" : section) === path && "page" }, name);
   replace(document.getElementById("nav"), NAVIGATION.map(link));
   const other = theme() === "dark" ? "light" : "dark";
-  replace(
+  refresh(
     document.getElementById("tools"),
-    h("button", { type: "button", class: "quiet", onclick: () => (toggle(), drawFrame()), title: `Use the ${other} colours` }, other === "dark" ? "Dark" : "Light"),
+    h("button", { type: "button", class: "quiet", "data-key": "theme", onclick: () => (toggle(), drawFrame()), title: `Use the ${other} colours` }, other === "dark" ? "Dark" : "Light"),
     who() && h("button", { type: "button", class: "quiet", onclick: forget, title: `Key ${who().name}: ${who().scopes.join(", ")}` }, "Forget key"),
   );
 }

@@ -26,7 +26,7 @@ export const lasted = (job) => (job.started_at === null ? "–" : seconds((job.f
 export function jobTable(jobs) {
   return h(
     "div",
-    { class: "scroll" },
+    { class: "scroll", tabindex: "0" },
     h(
       "table",
       {},

@@ -26,6 +26,7 @@ const told = (values) => values.map((value) => (typeof value === "string" ? plai
 function trace(kind, { name, x, y, low, high }) {
   const interval = low && high && {
     type: "data",
+    ...(kind === "bar" && { color: colour("text") }), // on its bar
     symmetric: false,
     array: y.map((value, i) => (high[i] === null ? null : high[i] - value)),
     arrayminus: y.map((value, i) => (low[i] === null ? null : value - low[i])),

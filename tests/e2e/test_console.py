@@ -185,7 +185,7 @@ def test_a_training_from_the_upload_to_the_promotion(chrome, served, client, gra
         dialog.get_by_role("button", name="Promote").click()
         expect(dialog.get_by_role("alert")).to_contain_text("policy asks for an audit")
         dialog.get_by_label(re.compile("against the gate")).check()
-        dialog.get_by_label("Reason").fill("a trial")
+        dialog.get_by_label("Reason", exact=True).fill("a trial")
         dialog.get_by_role("button", name="Promote").click()
         expect(page.get_by_text("Version 2 is the champion")).to_be_visible()
         page.goto("/#/")
@@ -223,11 +223,11 @@ def test_an_audit_is_started_followed_and_read_in_place(chrome, served, client, 
     with Visit(chrome, served) as page:
         page.goto("/#/audits?model=bots&version=1")
         page.get_by_label("On the data set").select_option(label="accounts")
-        for check in ("Robustness", "Landscape", "Backdoor"):
+        for check in ("Groups", "Landscape", "Backdoor"):
             page.get_by_label(re.compile(check)).uncheck()
         page.get_by_role("button", name="Start the audit").click()
         expect(page.get_by_role("heading", name="Audit of bots/1")).to_be_visible()
-        expect(page.get_by_role("heading", name="groups")).to_be_visible(timeout=WORKER_MS)
+        expect(page.get_by_role("heading", name="robustness")).to_be_visible(timeout=WORKER_MS)
         expect(page.locator(".plot .main-svg").first).to_be_visible()
         with page.expect_download() as downloading:
             page.get_by_role("button", name="Download as a page").click()

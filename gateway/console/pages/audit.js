@@ -82,5 +82,5 @@ function evidence(rows) {
       h("td", {}, number(one.n)),
       h("td", {}, one.threshold === null ? "–" : [number(one.threshold), one.threshold_source && h("div", { class: "small" }, one.threshold_source)]),
       h("td", { class: "small" }, [one.budget, one.seeds.length ? `seed ${one.seeds.join(", ")}` : ""].filter(Boolean).join("; ")));
-  return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, names.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, rows.map(row))));
+  return h("div", { class: "scroll", tabindex: "0" }, h("table", {}, h("thead", {}, h("tr", {}, names.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, rows.map(row))));
 }

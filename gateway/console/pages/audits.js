@@ -66,7 +66,7 @@ function table(audits) {
       h("td", {}, Object.entries(audit.checks).map(([name, found]) => h("div", {}, `${name} `, verdictTag(found)))),
       h("td", {}, audit.baseline ? `version ${audit.baseline}` : "–"),
       h("td", { class: "small" }, ago(audit.created_at)));
-  return h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, names.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, audits.map(row))));
+  return h("div", { class: "scroll", tabindex: "0" }, h("table", {}, h("thead", {}, h("tr", {}, names.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, audits.map(row))));
 }
 
 async function startForm(models, chosen, { signal, go }) {

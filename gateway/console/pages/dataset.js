@@ -56,7 +56,7 @@ function draw(set, go) {
 function findings(found) {
   if (found.length === 0) return null;
   const row = ({ file, line, problem }) => h("tr", {}, h("th", { scope: "row", class: "mono" }, file), h("td", {}, line ?? ""), h("td", {}, problem));
-  return h("section", { class: "panel" }, h("h2", {}, found.length === 1 ? "One finding" : found.length < 100 ? `${found.length} findings` : "The first hundred findings"), h("div", { class: "scroll" },
+  return h("section", { class: "panel" }, h("h2", {}, found.length === 1 ? "One finding" : found.length < 100 ? `${found.length} findings` : "The first hundred findings"), h("div", { class: "scroll", tabindex: "0" },
     h("table", {}, h("thead", {}, h("tr", {}, ["File", "Line", "What is wrong"].map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, found.map(row)))));
 }
 

@@ -49,7 +49,7 @@ function table(found, read) {
   };
   offer(found.next_cursor);
   const names = ["Name", "For", "State", "Files", "Size", "Made"];
-  return [h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, names.map((name) => h("th", { scope: "col" }, name)))), rows)), place];
+  return [h("div", { class: "scroll", tabindex: "0" }, h("table", {}, h("thead", {}, h("tr", {}, names.map((name) => h("th", { scope: "col" }, name)))), rows)), place];
 }
 
 const row = (set) =>

@@ -42,7 +42,7 @@ function draw(model, { query, signal, go }, again) {
   const newest = model.versions.map((row) => row.version).reverse();
   const wanted = [champion?.version, Number(query.get("version")) || null, canary?.version, ...newest].filter((version) => newest.includes(version));
   const chosen = new Set([...new Set(wanted)].slice(0, SHOWN));
-  const table = h("div", { class: "scroll" });
+  const table = h("div", { class: "scroll", tabindex: "0" });
   const differing = h("input", { type: "checkbox", checked: true, onchange: () => redraw() });
   const all = h("input", { type: "checkbox", onchange: () => redraw() });
   const actions = (row) => versionActions(model, row, again, go);
@@ -115,7 +115,7 @@ function versionActions(model, row, again, go) {
 
 function history(tables) {
   const text = ({ aliases }) => Object.entries(aliases).map(([name, { version, weight }]) => `${name} ${version}${weight < 1 ? ` (${number(weight * 100)} %)` : ""}`).join(", ");
-  return h("div", { class: "scroll" }, h(
+  return h("div", { class: "scroll", tabindex: "0" }, h(
     "table",
     {},
     h("thead", {}, h("tr", {}, ["When", "Aliases since then", "By", "Reason"].map((name) => h("th", { scope: "col" }, name)))),

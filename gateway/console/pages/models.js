@@ -9,7 +9,7 @@ export async function page(root, { signal, title }) {
   title("Models");
   await shown(root, signal, () => get("/v1/models", { signal }), ({ models }) => [
     h("h1", {}, "Models"),
-    models.length ? h("section", { class: "panel scroll" }, table(models)) : empty("No model yet", "The first start of a service publishes its own."),
+    models.length ? h("section", { class: "panel scroll", tabindex: "0" }, table(models)) : empty("No model yet", "The first start of a service publishes its own."),
   ]);
 }
 
