@@ -2,7 +2,9 @@
 
 import base64
 import json
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -109,20 +111,60 @@ def test_two_photos_and_the_map_over_one(chrome, served, client):
         assert "fourfold score balls.jpg balls-squeezed.jpg" in command(page, "fourfold")
 
 
-def test_the_shell_lines_of_a_page_answer_as_the_page(chrome, served):
-    with visit(chrome, served, "iqa") as page:
-        example(page, "balls.jpg")
-        expect(page.locator("[data-score]")).to_be_visible()
-        score, line, words = tell(page, "score"), command(page, "curl"), command(page, "Python")
+# The example, what the page tells of it, and where the answers of the three lines tell the same.
+LINES = {
+    "iqa": ("balls.jpg", "score", lambda out: f"{json.loads(out)['score']:.1f}", r"^([\d.]+)", r"([\d.]+)"),
+    "bots": (
+        "account.json",
+        "probability",
+        lambda out: percent(json.loads(out)["results"][0]["result"]["probability"]),
+        r"'probability': ([\d.]+)",
+        r"([\d.]+)%",
+    ),
+    "pointcloud": ("chip.stl", "chamfer", lambda _: None, r"'chamfer': ([\d.]+)", r"off by ([\d.]+)"),
+    "inlining": (
+        "sensors.c",
+        "advised",
+        lambda out: str(json.loads(out)["text_advised"]),
+        r"→ (\d+)",
+        r"→ (\d+) bytes",
+    ),
+}
+
+
+@pytest.mark.parametrize("domain", LINES)
+def test_the_lines_that_a_page_shows_answer_as_the_page(chrome, served, domain, tmp_path):
+    name, told, by_curl, by_python, by_command = LINES[domain]
+    with visit(chrome, served, domain, viewport=PHONE) as page:
+        example(page, name)
+        expect(page.locator(f"[data-{told}]")).to_be_visible(timeout=DRAWN_MS)
+        value = tell(page, told).split(" on ")[0]
+        curl, python, fourfold = (command(page, kind) for kind in ("curl", "Python", "fourfold"))
         assert served.key not in page.content()
-    environment = {**served.environment, "FOURFOLD_URL": served.url, "PATH": f"{Path(COMMAND).parent}:/usr/bin:/bin"}
+    shutil.copy(EXAMPLES / name, tmp_path)
+    path = f"{Path(COMMAND).parent}:{os.environ['PATH']}"
+    environment = {**served.environment, "FOURFOLD_URL": served.url, "PATH": path}
 
     def run(*arguments):
-        answer = subprocess.run(arguments, cwd=EXAMPLES, env=environment, capture_output=True, text=True, check=True)
+        answer = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert answer.returncode == 0, answer.stderr
         return answer.stdout
 
-    assert f"{json.loads(run('sh', '-c', line))['score']:.1f}" == score
-    assert f"{float(run('python', '-c', words).split()[0]):.1f}" == score
+    def found(pattern, text):
+        match = re.search(pattern, text, re.MULTILINE)
+        assert match, text
+        return float(match[1])
+
+    number = float(value.removesuffix(" %")) / (100 if "%" in value else 1)
+    assert found(by_python, run("python", "-c", python)) == pytest.approx(number, rel=0.01)
+    printed = found(by_command, run("sh", "-c", fourfold.splitlines()[0]))
+    assert printed / (100 if domain == "bots" else 1) == pytest.approx(number, rel=0.01)
+    if shutil.which("curl") and (shutil.which("jq") or "jq" not in curl):
+        out = run("sh", "-c", curl)
+        if domain == "pointcloud":
+            assert (tmp_path / "chip-folded.glb").read_bytes().startswith(b"glTF")
+        else:
+            assert by_curl(out) == value
 
 
 def test_an_account_its_prior_and_its_explanation(chrome, served, client):
@@ -232,7 +274,7 @@ def test_the_nearest_shapes_of_an_index(chrome, served, client, tmp_path):
     served.until(lambda: client.job(job)["finished_at"] is not None, 120)
     found = client.search(EXAMPLES / "chip.stl", count=6)
     assert found["hits"][0]["name"] == "chip/by1.stl"
-    with visit(chrome, served, "pointcloud") as page:
+    with visit(chrome, served, "pointcloud", viewport=PHONE) as page:
         example(page, "chip.stl")
         hits = page.locator("[data-hits] li")
         expect(hits).to_have_count(len(found["hits"]))
@@ -319,7 +361,7 @@ def test_a_dropped_file_is_taken_like_a_chosen_one(chrome, served):
 
 
 def test_shapes_turn_by_themselves_unless_motion_is_unwanted(chrome, served):
-    with visit(chrome, served, "pointcloud", reduced_motion="no-preference") as page:
+    with visit(chrome, served, "pointcloud", reduced_motion="no-preference", viewport=PHONE) as page:
         example(page, "chip.stl")
         left, right = (page.locator(f"[data-shape={shape}]") for shape in ("input", "reconstruction"))
         expect(right.locator("canvas").first).to_be_visible(timeout=DRAWN_MS)
