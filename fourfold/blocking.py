@@ -197,6 +197,29 @@ class Client:
         """See AsyncClient.rollback."""
         return self._run(self._inner.rollback(name, reason=reason))
 
+    def audit(self, model: str, version: int, **options: Any) -> dict[str, Any]:
+        """See AsyncClient.audit."""
+        return self._run(self._inner.audit(model, version, **options))
+
+    def audits(self, model: str | None = None, version: int | None = None) -> list[dict[str, Any]]:
+        """See AsyncClient.audits."""
+        return self._run(self._inner.audits(model, version))
+
+    def audit_report(self, audit_id: str) -> dict[str, Any]:
+        """See AsyncClient.audit_report."""
+        return self._run(self._inner.audit_report(audit_id))
+
+    def audit_page(self, audit_id: str) -> bytes:
+        return self._run(self._inner.audit_page(audit_id))
+
+    def policy(self, name: str) -> dict[str, Any]:
+        """See AsyncClient.policy."""
+        return self._run(self._inner.policy(name))
+
+    def set_policy(self, name: str, audit: dict[str, Any]) -> dict[str, Any]:
+        """See AsyncClient.set_policy."""
+        return self._run(self._inner.set_policy(name, audit))
+
     def ready(self) -> dict[str, Any]:
         return self._run(self._inner.ready())
 

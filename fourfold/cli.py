@@ -10,11 +10,22 @@ from typing import Annotated
 
 import typer
 
-from fourfold import cli_bots, cli_datasets, cli_inlining, cli_jobs, cli_keys, cli_models, cli_pointcloud, location
+from fourfold import (
+    cli_audits,
+    cli_bots,
+    cli_datasets,
+    cli_inlining,
+    cli_jobs,
+    cli_keys,
+    cli_models,
+    cli_pointcloud,
+    location,
+)
 from fourfold.errors import FourfoldClientError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command()(cli_jobs.train)
+app.command()(cli_audits.audit)
 app.command()(cli_inlining.advise)
 app.command()(cli_inlining.tune)
 app.command()(cli_inlining.clang)
@@ -22,7 +33,8 @@ app.add_typer(cli_bots.app, name="bots", help="Accounts: score, explain, graph."
 app.add_typer(cli_pointcloud.app, name="pointcloud", help="Shapes: reconstruct, encode, decode, search, classify …")
 app.add_typer(cli_datasets.app, name="datasets", help="Data sets: add, list, show, remove.")
 app.add_typer(cli_jobs.app, name="jobs", help="Jobs: list (the default), show, watch, cancel, logs.")
-app.add_typer(cli_models.app, name="models", help="Models: list, show, compare, promote, rollback, canary.")
+app.add_typer(cli_models.app, name="models", help="Models: list, show, compare, promote, rollback, canary, policy.")
+app.add_typer(cli_audits.app, name="audits", help="Audits: list, show, report.")
 app.add_typer(cli_keys.app, name="keys", help="API keys: show, list, create, revoke.")
 
 

@@ -93,3 +93,31 @@ def canary(
     with Client() as client:
         client.set_alias(name, "canary", version if weight else None, weight=weight or 1.0, reason=reason)
     print(f"{name}/{version} answers {weight:.0%} of the requests" if weight else f"{name} has no canary")
+
+
+@app.command()
+def policy(
+    name: str,
+    audit: Annotated[
+        bool | None, typer.Option("--audit/--no-audit", help="Whether a champion must have passed an audit.")
+    ] = None,
+    check: Annotated[
+        list[str] | None, typer.Option(help="A check that it must have passed; repeat for several.")
+    ] = None,
+    accept: Annotated[list[str] | None, typer.Option(help="A verdict that will do; repeat for several.")] = None,
+) -> None:
+    """Show a model's policy, or set what a promotion needs."""
+    from fourfold.blocking import Client
+
+    with Client() as client:
+        found = client.policy(name)
+        if audit is not None or check or accept:
+            asked = found["audit"]
+            if audit is not None:
+                asked["required"] = audit
+            asked |= {"checks": check} if check else {}
+            asked |= {"accept": accept} if accept else {}
+            found = client.set_policy(name, asked)
+    wanted = found["audit"]
+    needs = f"an audit of {', '.join(wanted['checks'])} ({' or '.join(wanted['accept'])})"
+    print(f"A champion of {name} needs {needs}." if wanted["required"] else f"A champion of {name} needs no audit.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import mimetypes
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import orjson
 from fourfold import location
 from fourfold.errors import ApiError, ConnectionFailed, NothingEarlier
 from fourfold.sources import module_of
+from fourfold.uploads import files_below, part_digests
 
 Image = str | Path | bytes
 Shape = str | Path | bytes
@@ -134,7 +134,7 @@ class AsyncClient:
                 query = f"?kind={quote(kind)}&name={quote(name)}"
                 headers = {"Content-Type": "application/octet-stream"}
                 return await self.request("POST", f"/v1/datasets{query}", data=stream, headers=headers, patient=True)
-        found = await asyncio.to_thread(_files_below, path)
+        found = await asyncio.to_thread(files_below, path)
         listing = {"kind": kind, "name": name, "files": [entry for _, entry in found]}
         try:
             return await self.request("POST", "/v1/datasets/listings", json=listing)
@@ -156,7 +156,7 @@ class AsyncClient:
             if size <= PART_BYTES:
                 await self.request("PUT", f"/v1/datasets/files/{sha256}", data=stream, patient=True)
                 return
-            parts = await asyncio.to_thread(_part_digests, place)
+            parts = await asyncio.to_thread(part_digests, place, PART_BYTES)
             path, asked = f"/v1/datasets/files/{sha256}/parts", {"parts": parts}
             try:
                 await self.request("POST", path, json=asked)
@@ -380,6 +380,37 @@ class AsyncClient:
         await self.set_alias(name, "champion", earlier[-1], reason=reason, expected_generation=generation)
         return earlier[-1]
 
+    # -- audits
+
+    async def audit(
+        self, model: str, version: int, *, idempotency_key: str | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """Submit an audit; the job's `id`, which is the audit's, and `links`. Options: AuditRequest's members."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
+        asked = {"model": model, "version": version, **options}
+        return await self.request("POST", "/v1/audits", json=asked, headers=headers)
+
+    async def audits(self, model: str | None = None, version: int | None = None) -> list[dict[str, Any]]:
+        """The newest two hundred, of a model or of one version if asked."""
+        known = {name: value for name, value in (("model", model), ("version", version)) if value is not None}
+        return (await self.request("GET", f"/v1/audits?{urlencode({'limit': 200, **known})}"))["audits"]
+
+    async def audit_report(self, audit_id: str) -> dict[str, Any]:
+        """The report; raises ApiError (409) while there is none."""
+        return await self.request("GET", f"/v1/audits/{quote(audit_id, safe='')}")
+
+    async def audit_page(self, audit_id: str) -> bytes:
+        """The report as one HTML page."""
+        return await self.request("GET", f"/v1/audits/{quote(audit_id, safe='')}/report.html", raw=True)
+
+    async def policy(self, name: str) -> dict[str, Any]:
+        """What a version of the model must have before it becomes champion."""
+        return await self.request("GET", f"/v1/models/{quote(name, safe='')}/policy")
+
+    async def set_policy(self, name: str, audit: dict[str, Any]) -> dict[str, Any]:
+        """`audit`: required, checks, accept; the new policy."""
+        return await self.request("PUT", f"/v1/models/{quote(name, safe='')}/policy", json={"audit": audit})
+
     async def ready(self) -> dict[str, Any]:
         """Which services are ready; raises ApiError (503) when one is not."""
         return await self.request("GET", "/readyz")
@@ -390,21 +421,3 @@ def _read(image: Image) -> tuple[bytes, str]:
         return image, "application/octet-stream"
     guessed = mimetypes.guess_type(str(image))[0] or ""
     return Path(image).read_bytes(), guessed if guessed.startswith("image/") else "application/octet-stream"
-
-
-def _part_digests(place: Path) -> list[str]:
-    with place.open("rb") as stream:
-        return [hashlib.sha256(part).hexdigest() for part in iter(lambda: stream.read(PART_BYTES), b"")]
-
-
-def _files_below(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """(place, listing entry) of every file below `folder`; hidden files and links are left out."""
-    found: list[tuple[Path, dict[str, Any]]] = []
-    for place in sorted(folder.rglob("*")):
-        path = place.relative_to(folder)
-        if place.is_symlink() or not place.is_file() or any(part.startswith(".") for part in path.parts):
-            continue
-        with place.open("rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        found.append((place, {"path": path.as_posix(), "sha256": sha256, "size": place.stat().st_size}))
-    return found

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from gateway.assets import add_console
 from gateway.auth import Authenticator
-from gateway.control import datasets, inference, jobs, keys, models
+from gateway.control import audits, datasets, inference, jobs, keys, models, policy
 from gateway.control.access import needs
 from gateway.control.metrics import jobs_text
 from gateway.keys import SCOPES, KeyStore, SqlKeyStore, key_of, new_key
@@ -95,7 +95,15 @@ def create_app(settings: GatewaySettings | None = None, store: KeyStore | None =
     install_problem_handlers(app)
     app.include_router(keys.own)
     app.include_router(keys.router)
-    for router in (datasets.router, jobs.router, models.router, inference.router, inference.guarded):
+    for router in (
+        datasets.router,
+        jobs.router,
+        models.router,
+        policy.router,
+        audits.router,
+        inference.router,
+        inference.guarded,
+    ):
         app.include_router(router)
     _add_operations(app, settings, upstreams, engine)
     add_console(app)

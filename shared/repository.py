@@ -4,6 +4,7 @@
     <root>/<name>/<version>/<files>
     <root>/<name>/made/<key>.json           the manifest of what a job made: decides between attempts of one job
     <root>/<name>/comparisons/<version>-<champion>.json   made after the training, with a later champion
+    <root>/<name>/audits/, policies/        see audit_records.py
     <root>/<name>/aliases/<generation>.json the whole alias table; the highest generation is in force
 
 An alias changes by creating the next generation, which only one writer can do: a compare-and-set that every store
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,6 +52,7 @@ class AliasTable(Frozen):
     changed_at: datetime | None = None
     changed_by: str = ""
     reason: str = ""
+    audits: tuple[str, ...] = Field(default=(), description="SHA-256 of the audit reports that the gate went by.")
 
     @property
     def champion(self) -> int | None:
@@ -84,7 +86,7 @@ class ModelRepository:
         """Published versions of `name`, ascending."""
         check_model_name(name)
         base = f"{self.root}/{name}"
-        return [number for number in self._numbers(base) if self.fs.exists(f"{base}/{number}/{MANIFEST}")]
+        return [number for number in self.numbers(base) if self.fs.exists(f"{base}/{number}/{MANIFEST}")]
 
     def manifest(self, name: str, version: int) -> Manifest:
         """The manifest of one version; raises NotFound."""
@@ -105,12 +107,12 @@ class ModelRepository:
         if key is not None and (made := self.made_by(name, key)) is not None:
             return made
         base = f"{self.root}/{name}"
-        version = max(self._numbers(base), default=0)
+        version = max(self.numbers(base), default=0)
         while True:
             version += 1
             self.fs.makedirs(f"{base}/{version}", exist_ok=True)
             with suppress(FileExistsError):
-                self._create(f"{base}/{version}/claim", b"")
+                self.create(f"{base}/{version}/claim", b"")
                 break
         try:
             final = self._place(bundle, version, parent, key)
@@ -121,13 +123,13 @@ class ModelRepository:
             # Whoever creates this file has published; it holds the manifest, so that anybody can finish the job.
             self.fs.makedirs(f"{base}/made", exist_ok=True)
             with suppress(FileExistsError):
-                self._create(f"{base}/made/{key}.json", final.model_dump_json(indent=1).encode())
+                self.create(f"{base}/made/{key}.json", final.model_dump_json(indent=1).encode())
             made = self.made_by(name, key)
             if made is not None:
                 if made != version:
                     self._clear(bundle, version)
                 return made
-        self._create(f"{base}/{version}/{MANIFEST}", final.model_dump_json(indent=1).encode())
+        self.create(f"{base}/{version}/{MANIFEST}", final.model_dump_json(indent=1).encode())
         return version
 
     def _clear(self, bundle: Bundle, version: int) -> None:
@@ -145,7 +147,7 @@ class ModelRepository:
             return None
         version = Manifest.model_validate_json(data).version
         with suppress(FileExistsError):
-            self._create(f"{self.root}/{name}/{version}/{MANIFEST}", data)
+            self.create(f"{self.root}/{name}/{version}/{MANIFEST}", data)
         return version
 
     def keep_comparison(self, name: str, version: int, comparison: Comparison) -> None:
@@ -153,7 +155,7 @@ class ModelRepository:
         path = self._comparison_path(name, version, comparison.champion)
         self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         with suppress(FileExistsError):
-            self._create(path, comparison.model_dump_json(indent=1).encode())
+            self.create(path, comparison.model_dump_json(indent=1).encode())
 
     def comparison(self, name: str, version: int, champion: int) -> Comparison | None:
         """How a version does beside a champion, from its training or from a comparison made since; None if unknown."""
@@ -190,7 +192,7 @@ class ModelRepository:
         if not self.versions(name):
             final = self._place(bundle, 1, None)
             with suppress(FileExistsError):
-                self._create(f"{self.root}/{name}/1/{MANIFEST}", final.model_dump_json(indent=1).encode())
+                self.create(f"{self.root}/{name}/1/{MANIFEST}", final.model_dump_json(indent=1).encode())
         if not self.aliases(name).aliases:
             with suppress(AliasConflict):
                 self.set_alias(name, CHAMPION, 1, expected_generation=0, by="fourfold", reason="first start")
@@ -229,7 +231,7 @@ class ModelRepository:
     def aliases(self, name: str) -> AliasTable:
         """The alias table in force."""
         check_model_name(name)
-        generations = self._numbers(f"{self.root}/{name}/aliases")
+        generations = self.numbers(f"{self.root}/{name}/aliases")
         if not generations:
             return AliasTable()
         return self._alias_table(name, generations[-1])
@@ -242,7 +244,7 @@ class ModelRepository:
 
     def alias_history(self, name: str) -> list[AliasTable]:
         """Every alias table there was, oldest first."""
-        return [self._alias_table(name, number) for number in self._numbers(f"{self.root}/{name}/aliases")]
+        return [self._alias_table(name, number) for number in self.numbers(f"{self.root}/{name}/aliases")]
 
     def set_alias(
         self,
@@ -254,6 +256,7 @@ class ModelRepository:
         expected_generation: int | None = None,
         by: str = "",
         reason: str = "",
+        audits: Sequence[str] = (),
     ) -> AliasTable:
         """Point `alias` at `version` (None removes it) and return the new table.
 
@@ -274,11 +277,12 @@ class ModelRepository:
             changed_at=datetime.now(UTC),
             changed_by=by,
             reason=reason,
+            audits=tuple(audits),
         )
         path = self._generation_path(name, table.generation)
         self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         try:
-            self._create(path, table.model_dump_json(indent=1).encode())
+            self.create(path, table.model_dump_json(indent=1).encode())
         except FileExistsError:
             raise AliasConflict("Another change was made at the same moment; read the table and try again.") from None
         return table
@@ -291,14 +295,15 @@ class ModelRepository:
     def _alias_table(self, name: str, generation: int) -> AliasTable:
         return AliasTable.model_validate_json(self.fs.cat_file(self._generation_path(name, generation)))
 
-    def _numbers(self, folder: str) -> list[int]:
+    def numbers(self, folder: str) -> list[int]:
+        """The numbers that are names of folders, or of .json files, in `folder`, ascending."""
         return sorted(int(stem) for name in names_in(self.fs, folder) if (stem := name.removesuffix(".json")).isdigit())
 
     def _digest(self, path: str) -> str:
         stored: Any = self.fs.cat_file(path)
         return hashlib.sha256(stored).hexdigest()
 
-    def _create(self, path: str, data: bytes) -> None:
+    def create(self, path: str, data: bytes) -> None:
         """Create `path` whole, or raise FileExistsError."""
         if self.local:
             write_atomically(Path(path), data, exclusive=True)

@@ -12,7 +12,9 @@ from starlette.responses import JSONResponse
 
 from gateway.auth import Principal
 from gateway.control.access import control_router, needs
+from gateway.control.policy import AuditFailed, AuditRequired, check_audit
 from gateway.control.promotion import NotComparable, WorseThanChampion, check_promotion
+from shared.audit_records import ReportDamaged
 from shared.bundles import Comparison, Manifest
 from shared.datasets import Datasets
 from shared.jobs.model import Job, new_job_id
@@ -155,7 +157,10 @@ async def compare(
 
 
 @router.put(
-    "/{name}/aliases/{alias}", responses=problem_responses(NotFound, AliasConflict, WorseThanChampion, NotComparable)
+    "/{name}/aliases/{alias}",
+    responses=problem_responses(
+        NotFound, AliasConflict, WorseThanChampion, NotComparable, AuditRequired, AuditFailed, ReportDamaged
+    ),
 )
 async def set_alias(
     name: Name,
@@ -166,16 +171,19 @@ async def set_alias(
 ) -> AliasTable:
     """Promote, roll back or set the canary; services follow within their poll of the aliases, half a second.
 
-    A champion must not be worse than the one it replaces; see the problem's text for what was compared.
+    A champion must not be worse than the one it replaces, and must have passed the audits that the model's policy asks
+    for; see the problem's text for what was compared.
     """
 
     def change() -> AliasTable:
         # What the gate looks at must still hold when the alias moves.
         generation = models.aliases(name).generation if asked.expected_generation is None else asked.expected_generation
+        audits: tuple[str, ...] = ()
         if alias == CHAMPION:
             if asked.version is None:
                 raise Unprocessable("A model keeps its champion; name a version.")
             if not asked.force:
+                audits = check_audit(models, name, asked.version)
                 check_promotion(models, name, asked.version)
         reason = f"forced: {asked.reason}" if asked.force else asked.reason
         return models.set_alias(
@@ -186,6 +194,7 @@ async def set_alias(
             expected_generation=generation,
             by=who.id,
             reason=reason,
+            audits=audits,
         )
 
     return await asyncio.to_thread(change)

@@ -93,6 +93,7 @@ def _load(folder: Path, reject: Reject) -> GraphData:
     accounts: list[Account] = []
     places: dict[str, int] = {}
     labels: dict[str, list[int]] = {"bot": [], "stance": [], "split": []}
+    origins: dict[str, list[str]] = {"table": [], "language": []}
     floats = repeated = 0
     tables = sorted(
         path
@@ -124,6 +125,8 @@ def _load(folder: Path, reject: Reject) -> GraphData:
             accounts.append(account)
             for name, value in found.items():
                 labels[name].append(value)
+            origins["table"].append(path.stem)
+            origins["language"].append(str(row.get("lang") or "").strip().lower()[:16])
     if not accounts:
         raise BadGraph("No account can be read.", file=tables[0].name)
     edges, relations, repairs = _edges(folder, places, reject)
@@ -137,6 +140,7 @@ def _load(folder: Path, reject: Reject) -> GraphData:
         bot_N=np.array(labels["bot"], np.int64),
         stance_N=np.array(labels["stance"], np.int64),
         split_N=np.array(labels["split"], np.int64),
+        origins=origins,
         repairs={name: count for name, count in repairs.items() if count},
     )
 

@@ -65,6 +65,9 @@ class GraphData:
     split_N: NDArray[np.int64]
     embedding_ND: NDArray[np.float32] | None = None
     repairs: dict[str, int] = field(default_factory=dict[str, int])
+    origins: dict[str, list[str]] = field(
+        default_factory=dict[str, list[str]]
+    )  # `table` and `language` of each account
 
     def edges_for(self, relations: tuple[str, ...], both_ways: bool) -> Edges:
         """The edges of the relations named, by their numbers there; others are left out."""

@@ -63,7 +63,7 @@ def train(config: TrainConfig, data: Path, context: TrainingContext) -> Path:
 
     The test split is looked at once, by the export. Raises BadDataset, TrainingDiverged or JobStopped.
     """
-    parts = _parts(config, data, context)
+    parts = parts_of(config, data, context)
     kinds = ["none", *sorted({record.kind for part in parts.values() for record in part} - {"", "none"})]
     model = fit(config, parts["train"], parts["validation"], kinds, context)
     if _rank() != 0:
@@ -85,10 +85,10 @@ def compare(candidate: Path, champion: Path, data: Path, context: TrainingContex
     """The candidate beside the champion (folders of bundles) on the test split of the candidate's data set."""
     bundle = Bundle.open(candidate)
     config = read_config(TrainConfig, bundle.manifest.config)
-    return beside(bundle.graph("fp32"), Bundle.open(champion), _parts(config, data, context)["test"])
+    return beside(bundle.graph("fp32"), Bundle.open(champion), parts_of(config, data, context)["test"])
 
 
-def _parts(config: TrainConfig, data: Path, context: TrainingContext) -> dict[str, list[Record]]:
+def parts_of(config: TrainConfig, data: Path, context: TrainingContext) -> dict[str, list[Record]]:
     """Split → its records, none empty."""
     if not (data / TABLE).is_file():
         data = _synthetic(config, data, context)

@@ -20,6 +20,7 @@ import structlog
 from numpy.typing import NDArray
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
+from shared.audit_records import AuditRecords
 from shared.bundles import Comparison
 from shared.datasets import Datasets, Report
 from shared.jobs.config import read_config
@@ -323,6 +324,30 @@ def _compare(place: Workplace, job: Job, context: WorkerContext) -> dict[str, An
     return {"model": job.domain, "version": version, "comparison": comparison.model_dump(exclude_none=True)}
 
 
+def _audit(place: Workplace, job: Job, context: WorkerContext) -> dict[str, Any]:
+    """`<recipes>.audits.job.make(...)` → the report and its page, kept beside the version that it is about."""
+    records, asked = AuditRecords(place.models), job.config
+    record = records.get(job.domain, asked["version"], job.id)  # an earlier attempt got that far
+    if record is None:
+        data = None
+        if job.dataset is not None:
+            data = context.folder / "data"
+            place.datasets.fetch(job.dataset, data)
+        with ExitStack() as stack:
+            versions = (asked["version"], asked["baseline"])
+            bundle, before = (
+                None if number is None else stack.enter_context(place.models.fetch(job.domain, number))
+                for number in versions
+            )
+            make = import_module(f"{place.recipes}.audits.job").make
+            report, page = make(job.id, asked, bundle, before, data, job.dataset, context)
+        if (reason := context.should_stop()) is not None and reason is not StopReason.SHUTDOWN:
+            raise JobStopped(reason)
+        heartbeat(place.store, job.id, job.attempt, place.settings.lease_seconds)  # raises if it is not ours any more
+        record = records.keep(report, page)
+    return record.model_dump(mode="json", exclude={"id", "created_at"})
+
+
 def _batch(place: Workplace, job: Job, context: WorkerContext) -> dict[str, Any]:
     """A domain's own kind of job over a data set with the champion: `services.<domain>.batch.BATCHES[kind]` is its
     configuration's type and `run(config, data, bundle, context)` → (file, summary). The file is kept as a result."""
@@ -344,4 +369,5 @@ _KINDS: Mapping[str, Callable[[Workplace, Job, WorkerContext], dict[str, Any]]] 
     "train": _train,
     "validate": _validate,
     "compare": _compare,
+    "audit": _audit,
 }

@@ -1,4 +1,4 @@
-"""Where jobs live: in the house's database, or in memory for tests. Every change of state is one atomic step.
+"""Where jobs live: in the house's database (memory.py: in memory, for tests). Every change of state is one atomic step.
 
 A worker owns a job from its claim until its lease ends. Whatever it then writes names the attempt of its claim, and is
 refused (LeaseLost) once the job belongs to another attempt or to nobody.
@@ -6,7 +6,6 @@ refused (LeaseLost) once the job belongs to another attempt or to nobody.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -48,7 +47,13 @@ class JobStore(Protocol):
         ...
 
     def page(
-        self, *, before: str | None = None, limit: int = 50, state: JobState | None = None, domain: str | None = None
+        self,
+        *,
+        before: str | None = None,
+        limit: int = 50,
+        state: JobState | None = None,
+        domain: str | None = None,
+        kind: str | None = None,
     ) -> list[Job]:
         """Newest first, ids below `before`."""
         ...
@@ -211,7 +216,8 @@ def _check_owner(job: Job, attempt: int) -> None:
         raise LeaseLost(f"The job is {job.state} at attempt {job.attempt}; this is attempt {attempt}.")
 
 
-def _check_same_request(earlier: str, fingerprint: str) -> None:
+def check_same_request(earlier: str, fingerprint: str) -> None:
+    """Raise IdempotencyConflict unless both fingerprints are of one request."""
     if earlier != fingerprint:
         raise IdempotencyConflict("The key came with another request before.") from None
 
@@ -224,64 +230,6 @@ def _ended(job: Job, state: JobState) -> Job:
 def _requeued(job: Job) -> Job:
     check_transition(job.state, JobState.QUEUED)
     return replace(job, state=JobState.QUEUED, worker=None, lease_until=None, published_at=None)
-
-
-class MemoryJobStore:
-    """A JobStore in a dict, for tests and trials."""
-
-    def __init__(self) -> None:
-        self._jobs: dict[str, Job] = {}
-        self._keys: dict[tuple[str, str], tuple[str, str]] = {}  # (creator, key) → (job id, fingerprint)
-        self._points: dict[str, dict[int, Point]] = {}
-        self._lock = threading.Lock()
-
-    def submit(self, job: Job, *, idempotency_key: str | None = None, fingerprint: str = "") -> tuple[Job, bool]:
-        with self._lock:
-            if idempotency_key is not None:
-                earlier = self._keys.setdefault((job.created_by, idempotency_key), (job.id, fingerprint))
-                _check_same_request(earlier[1], fingerprint)
-                if earlier[0] != job.id:
-                    return self._jobs[earlier[0]], False
-            self._jobs[job.id] = job
-            return job, True
-
-    def get(self, job_id: str) -> Job:
-        if job_id not in self._jobs:
-            raise NotFound(f"There is no job {job_id!r}.")
-        return self._jobs[job_id]
-
-    def page(
-        self, *, before: str | None = None, limit: int = 50, state: JobState | None = None, domain: str | None = None
-    ) -> list[Job]:
-        with self._lock:
-            chosen = [
-                job
-                for job_id, job in sorted(self._jobs.items(), reverse=True)
-                if (before is None or job_id < before) and state in (None, job.state) and domain in (None, job.domain)
-            ]
-        return chosen[:limit]
-
-    def change(self, job_id: str, change: Change) -> Job:
-        with self._lock:
-            self._jobs[job_id] = changed = change(self.get(job_id))
-            return changed
-
-    def add_point(self, job_id: str, point: Point) -> None:
-        self._points.setdefault(job_id, {})[point.step] = point
-
-    def points(self, job_id: str) -> list[Point]:
-        return [point for _, point in sorted(self._points.get(job_id, {}).items())]
-
-    def refers_to(self, dataset: str) -> bool:
-        return any(job.dataset == dataset and job.state not in ENDED for job in list(self._jobs.values()))
-
-    def lapsed(self, now: float) -> list[str]:
-        running = (job for job in list(self._jobs.values()) if job.state is JobState.RUNNING)
-        return sorted(job.id for job in running if job.lease_until is not None and job.lease_until <= now)
-
-    def unpublished(self, before: float) -> list[str]:
-        queued = (job for job in list(self._jobs.values()) if job.state is JobState.QUEUED)
-        return sorted(job.id for job in queued if job.published_at is None or job.published_at < before)
 
 
 class JobRow(Base):
@@ -366,7 +314,7 @@ class SqlJobStore:
                 earlier = session.scalar(asked)
                 if earlier is None:
                     raise
-                _check_same_request(earlier.fingerprint, fingerprint)
+                check_same_request(earlier.fingerprint, fingerprint)
                 return earlier.as_job(), False
 
     def get(self, job_id: str) -> Job:
@@ -374,7 +322,13 @@ class SqlJobStore:
             return _row(session, job_id).as_job()
 
     def page(
-        self, *, before: str | None = None, limit: int = 50, state: JobState | None = None, domain: str | None = None
+        self,
+        *,
+        before: str | None = None,
+        limit: int = 50,
+        state: JobState | None = None,
+        domain: str | None = None,
+        kind: str | None = None,
     ) -> list[Job]:
         asked = select(JobRow).order_by(JobRow.id.desc()).limit(limit)
         if before is not None:
@@ -383,6 +337,8 @@ class SqlJobStore:
             asked = asked.where(JobRow.state == state.value)
         if domain is not None:
             asked = asked.where(JobRow.domain == domain)
+        if kind is not None:
+            asked = asked.where(JobRow.kind == kind)
         with Session(self._engine) as session:
             return [row.as_job() for row in session.scalars(asked)]
 

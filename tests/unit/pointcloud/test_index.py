@@ -10,8 +10,8 @@ from services.pointcloud import index
 from services.pointcloud.index import FILE, Index, IndexDamaged, Indexes, NoIndex, preview_distances, write_index
 from shared.bundles import file_digest
 from shared.jobs.files import JobFiles
+from shared.jobs.memory import MemoryJobStore
 from shared.jobs.model import Job, JobState, new_job_id
-from shared.jobs.store import MemoryJobStore
 from shared.problems import NotFound
 
 RANDOM = np.random.default_rng(0)

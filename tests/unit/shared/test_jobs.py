@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from shared.jobs import store as jobs
+from shared.jobs.memory import MemoryJobStore
 from shared.jobs.model import (
     ENDED,
     TRANSITIONS,
@@ -20,7 +21,7 @@ from shared.jobs.model import (
     check_transition,
     new_job_id,
 )
-from shared.jobs.store import MemoryJobStore, SqlJobStore, claim
+from shared.jobs.store import SqlJobStore, claim
 from shared.problems import NotFound
 
 

@@ -5,10 +5,10 @@ import time
 import pytest
 
 from shared.jobs import store as jobs
+from shared.jobs.memory import MemoryJobStore
 from shared.jobs.model import Job, new_job_id
 from shared.jobs.queue import MemoryQueue, celery_app, task_id
 from shared.jobs.reaper import Reaper, publish_forgotten, publish_new
-from shared.jobs.store import MemoryJobStore
 from shared.settings import Settings
 
 

@@ -52,14 +52,14 @@ def test_racing_publishers_get_a_version_each(repository, bundle):
 
 
 def test_a_version_without_its_manifest_does_not_exist(repository, bundle, monkeypatch):
-    real = repository._create
+    real = repository.create
 
     def full_disk(path, data):
         if path.endswith("manifest.json"):
             raise OSError(28, "No space left on device")
         real(path, data)
 
-    monkeypatch.setattr(repository, "_create", full_disk)
+    monkeypatch.setattr(repository, "create", full_disk)
     with pytest.raises(OSError):
         repository.publish(bundle)
     monkeypatch.undo()
