@@ -26,6 +26,10 @@ def up(tmp_path_factory):
     up.stop()
 
 
+def _here(text, up):
+    return text and re.sub(r"(localhost|127\.0\.0\.1):8080", f"127.0.0.1:{up.port}", text)
+
+
 @pytest.fixture
 def follow(up):
     """Runs the shell blocks of a page in `folder`, and returns what each printed."""
@@ -39,8 +43,7 @@ def follow(up):
         printed = []
         for block in Page(ROOT / "docs" / name).blocks():
             if block.runs:
-                expected = block.expected and block.expected.replace("localhost:8080", f"127.0.0.1:{up.port}")
-                text = block.text.replace("localhost:8080", f"127.0.0.1:{up.port}")
+                text, expected = _here(block.text, up), _here(block.expected, up)
                 printed.append(shell.run(replace(block, text=text, expected=expected)))
         return printed
 
