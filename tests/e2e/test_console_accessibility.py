@@ -11,6 +11,7 @@ from playwright.sync_api import expect
 from fourfold import Client
 from gateway.assets import FOLDER
 from tests.browser import Visit, enter
+from tests.unit.bots.making import write_graph
 
 EXAMPLES = FOLDER / "examples"
 PHONE = {"width": 390, "height": 844}
@@ -32,18 +33,29 @@ def patterns():
 
 @pytest.fixture(scope="module")
 def shown(served, tmp_path_factory):
-    """A data set and an ended job, so that their pages have something to show: what each `:name` stands for."""
-    photos = tmp_path_factory.mktemp("accessible") / "photos"
-    photos.mkdir()
+    """What each `:name` of an address stands for: a data set, a job that was cancelled, a model, an audit."""
+    folder = tmp_path_factory.mktemp("accessible")
+    for name in ("photos", "accounts"):
+        (folder / name).mkdir()
     for number in range(4):
-        shutil.copy(EXAMPLES / "balls.jpg", photos / f"{number}.jpg")
+        shutil.copy(EXAMPLES / "balls.jpg", folder / "photos" / f"{number}.jpg")
+    write_graph(folder / "accounts", accounts=240, edges="kind")
     with Client(served.url, served.key) as client:
-        dataset = client.add_dataset(photos, "iqa", "photos")
-        served.until(lambda: client.dataset("photos")["state"] == "valid", 60)
-        job = client.train("iqa", "photos")["id"]
+
+        def ended(job):
+            served.until(lambda: client.job(job)["finished_at"] is not None, 120)
+            return job
+
+        dataset = client.add_dataset(folder / "photos", "iqa", "photos")
+        audited = client.add_dataset(folder / "accounts", "bots", "accounts")
+        served.until(lambda: all(client.dataset(name)["state"] == "valid" for name in ("photos", "accounts")), 60)
+        job = client.train("iqa", dataset["digest"])["id"]
         client.cancel_job(job)
-        served.until(lambda: client.job(job)["finished_at"] is not None, 60)
-        return {"jobs/:id": job, "models/:name": "iqa", "datasets/:reference": dataset["digest"], "audits/:id": job}
+        audit = client.audit("bots", 1, dataset=audited["digest"], checks=["groups", "robustness"])["id"]
+        ended(job)
+        assert client.job(ended(audit))["state"] == "succeeded"
+        known = {"jobs/:id": job, "models/:name": "bots", "datasets/:reference": dataset["digest"], "audits/:id": audit}
+        return known
 
 
 @pytest.fixture
@@ -84,6 +96,7 @@ def test_every_page_is_without_violations(tab, shown):
     for pattern in known:
         address = re.sub(r":\w+", lambda _, pattern=pattern: shown[pattern], pattern)
         goto(tab, address)
+        expect(tab.locator(".page .problem")).to_have_count(0)
         wrong += both(tab, pattern)
     assert not wrong, json.dumps(wrong, indent=1)
 
