@@ -51,10 +51,12 @@ def follow(up):
 
 
 def test_the_tour(up, follow):
-    """After it two versions share the requests, each counted."""
+    """After it, with the canary again, two versions share the requests, each counted."""
     follow("tour.md", ROOT)
     photo = PHOTOS / "coffee.png"
     with Client(up.url, up.key) as client:
+        client.set_alias("iqa", "canary", 2, weight=0.5)
+        up.until(lambda: client.score(photo)["model"] == "iqa/2", 20)
         answered = {client.score(photo)["model"] for _ in range(40)}
         assert answered == {"iqa/1", "iqa/2"}
         rows = client.request("GET", "/v2/models/stats")["model_stats"]
@@ -64,7 +66,7 @@ def test_the_tour(up, follow):
             client.train("iqa", "none", {})
 
 
-PAGES = ["iqa.md", "bots.md", "pointcloud.md", "inlining.md", "training.md", "operating.md"]
+PAGES = ["iqa.md", "bots.md", "pointcloud.md", "inlining.md", "training.md", "auditing.md", "operating.md"]
 
 
 @pytest.mark.parametrize("name", PAGES)
