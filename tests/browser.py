@@ -24,14 +24,18 @@ PATIENCE_MS = 60_000  # of two cores that do other things as well
 expect.set_options(timeout=PATIENCE_MS)
 
 
-@contextmanager
-def browser():
-    """A Chromium of this machine; skips the tests where there is none."""
+def browser_path():
+    """Where this machine's Chromium is; skips the tests where there is none."""
     path = next((found for name in NAMES if (found := shutil.which(name))), None)
     if path is None:
         pytest.skip("no chromium or google-chrome is on the path: the console is not tested (apt-get install chromium)")
+    return path
+
+
+@contextmanager
+def browser():
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        found = playwright.chromium.launch(executable_path=browser_path(), args=ARGUMENTS)
         yield found
         found.close()
 
@@ -49,9 +53,13 @@ class Visit:
         self.up, self.key = up, key
         self.expected = list(expected)
         self.wrong: list[str] = []
-        self.page.on("console", lambda message: message.type in ("error", "warning") and self.note(message.text))
+        self.page.on("console", self.heard)
         self.page.on("pageerror", lambda error: self.note(str(error)))
         self.page.on("request", self.same_host)
+
+    def heard(self, message):
+        if message.type in ("error", "warning"):
+            self.note(message.text)
 
     def note(self, text):
         if not any(part in text for part in self.expected):

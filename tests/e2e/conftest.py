@@ -2,13 +2,14 @@
 
 import pytest
 
-from tests.browser import browser
+from tests.browser import browser, browser_path
 from tests.running import Up
 
 
 @pytest.fixture(scope="package")
 def served(tmp_path_factory):
     """What `make up` starts, for all tests of the console."""
+    browser_path()  # without one there is nothing to start it for
     up = Up(tmp_path_factory.mktemp("console") / "home")
     yield up
     up.stop()
