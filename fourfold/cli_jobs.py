@@ -17,20 +17,56 @@ ID_LENGTH = 22
 
 def train(
     domain: Annotated[str, typer.Argument(help="What to train, for example iqa.")],
-    dataset: Annotated[str, typer.Option(help="Name or digest of a data set.")],
+    dataset: Annotated[str, typer.Option(help="Name or digest of a data set.")] = "",
     set: Annotated[list[str] | None, typer.Option(help="A setting, KEY=VALUE; repeat for several.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end; Ctrl-C detaches.")] = False,
     key: Annotated[str | None, typer.Option(help="Idempotency key: the same key never makes a second job.")] = None,
+    settings: Annotated[bool, typer.Option("--settings", help="List what can be set, and train nothing.")] = False,
 ) -> None:
     """Submit a training."""
     from fourfold.blocking import Client
 
+    if settings:
+        return _list_settings(domain)
+    if not dataset:
+        raise typer.BadParameter("name a data set with --dataset (fourfold datasets list)")
     config = {name: _value(text) for name, _, text in (item.partition("=") for item in set or [])}
     with Client() as client:
         job = client.train(domain, dataset, config, idempotency_key=key)
         print(job["id"])
         if watch:
             follow(client, job["id"])
+
+
+def _list_settings(domain: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fourfold.blocking import Client
+
+    with Client() as client:
+        document = client.request("GET", "/openapi.json")
+    path = document["paths"].get(f"/v1/{domain}/training-jobs")
+    if path is None:
+        raise typer.BadParameter(f"{domain} takes no trainings")
+    schema = path["post"]["requestBody"]["content"]["application/json"]["schema"]
+    request = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    table = Table("setting", "default", "values", "meaning")
+    for name, about in request["properties"]["config"]["properties"].items():
+        default = "" if about.get("default") is None else str(about["default"])
+        table.add_row(name, default, _values(about), about.get("description", ""))
+    Console().print(table)
+
+
+def _values(about: dict[str, Any]) -> str:
+    """What a setting may be, of its JSON schema."""
+    if "enum" in about:
+        return " ".join(str(value) for value in about["enum"])
+    low = about.get("minimum", about.get("exclusiveMinimum"))
+    high = about.get("maximum", about.get("exclusiveMaximum"))
+    if low is None and high is None:
+        return str(about.get("type", ""))
+    return f"{'' if low is None else f'{low:.10g}'}–{'' if high is None else f'{high:.10g}'}"
 
 
 @app.callback()

@@ -51,12 +51,16 @@ def create(
 
 
 @app.command()
-def revoke(key_id: str) -> None:
+def revoke(key: Annotated[str, typer.Argument(help="Its id, or its name if only one valid key has it.")]) -> None:
     """End a key."""
     from fourfold.blocking import Client
 
     with Client() as client:
-        print(f"revoked {client.revoke_key(key_id)['name']}")
+        known = client.list_keys()
+        ids = [item["id"] for item in known if item["name"] == key and not item["revoked_at"]]
+        if len(ids) > 1 and key not in {item["id"] for item in known}:
+            raise typer.BadParameter(f"{len(ids)} keys have that name: {', '.join(ids)}")
+        print(f"revoked {client.revoke_key(ids[0] if len(ids) == 1 else key)['name']}")
 
 
 def when(seconds: float | None) -> str:

@@ -278,7 +278,7 @@ def _greet(home: Path, port: int) -> None:
         f'  curl -H "Authorization: Bearer $(fourfold keys show)" --data-binary @photo.jpg \\\n'
         f"       -H 'Content-Type: image/jpeg' {url}/v1/iqa/score"
     )
-    _say(f"  {url}/docs\n\nCtrl-C stops everything.")
+    _say(f"  {url}/ in a browser, with the key that `fourfold keys show` prints\n\nCtrl-C stops everything.")
 
 
 def _watch(children: list[Child]) -> None:

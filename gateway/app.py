@@ -10,13 +10,16 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
+from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
 from starlette.middleware import Middleware
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
+from gateway.assets import add_console
 from gateway.auth import Authenticator
 from gateway.control import audits, datasets, inference, jobs, keys, models, policy
 from gateway.control.access import needs
+from gateway.control.metrics import jobs_text
 from gateway.keys import SCOPES, KeyStore, SqlKeyStore, key_of, new_key
 from gateway.limits import Limits
 from gateway.openapi import MergedDocument
@@ -30,7 +33,7 @@ from shared.jobs.events import event_log
 from shared.jobs.files import JobFiles
 from shared.jobs.retention import sweep_spool
 from shared.jobs.store import SqlJobStore
-from shared.problems import NotReady, install_problem_handlers, problem_responses
+from shared.problems import NotFound, NotReady, install_problem_handlers, problem_responses
 from shared.repository import ModelRepository
 from shared.settings import load_settings
 from shared.telemetry import Telemetry, configure_logging, metrics_text
@@ -90,6 +93,7 @@ def create_app(settings: GatewaySettings | None = None, store: KeyStore | None =
     app.state.jobs, app.state.job_files = SqlJobStore(engine), JobFiles(settings.jobs_location)
     app.state.datasets, app.state.models = Datasets(engine, settings), ModelRepository(settings.models_location)
     install_problem_handlers(app)
+    app.include_router(keys.own)
     app.include_router(keys.router)
     for router in (
         datasets.router,
@@ -101,7 +105,8 @@ def create_app(settings: GatewaySettings | None = None, store: KeyStore | None =
         inference.guarded,
     ):
         app.include_router(router)
-    _add_operations(app, settings, upstreams)
+    _add_operations(app, settings, upstreams, engine)
+    add_console(app)
     return app
 
 
@@ -135,12 +140,8 @@ async def _write_back(auth: Authenticator) -> None:
         await auth.write_back()
 
 
-def _add_operations(app: FastAPI, settings: GatewaySettings, upstreams: Upstreams) -> None:
+def _add_operations(app: FastAPI, settings: GatewaySettings, upstreams: Upstreams, engine: Engine) -> None:
     document = MergedDocument(app, upstreams)
-
-    @app.get("/", include_in_schema=False)
-    async def home() -> Response:
-        return RedirectResponse("/docs")
 
     @app.get("/healthz", tags=["operations"])
     async def healthz() -> GatewayHealth:
@@ -162,7 +163,18 @@ def _add_operations(app: FastAPI, settings: GatewaySettings, upstreams: Upstream
         """Prometheus' text form."""
         if settings.protect_metrics:
             await needs("admin")(request)
-        return Response(metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        jobs = await asyncio.to_thread(jobs_text, engine)
+        return Response(metrics_text() + jobs, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/metrics/{service}", tags=["operations"], response_class=Response, responses=problem_responses(NotFound))
+    async def metrics_of(service: str, request: Request) -> Response:
+        """The same of a service, which on one machine listens where no Prometheus can ask it."""
+        if settings.protect_metrics:
+            await needs("admin")(request)
+        if service not in SERVICES:
+            raise NotFound(f"There is no service {service[:80]!r}.")
+        body = (await upstreams.fetch(service, "/metrics"))[1]
+        return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> dict[str, Any]:
@@ -173,8 +185,8 @@ def _add_operations(app: FastAPI, settings: GatewaySettings, upstreams: Upstream
         return Response(_DOCS, media_type="text/html")
 
 
-# A page without scripts from anywhere: the console brings a better one.
 _DOCS = """<!doctype html><meta charset="utf-8"><title>Fourfold API</title>
 <h1>Fourfold</h1><p>The API is described by <a href="/openapi.json">/openapi.json</a> (OpenAPI 3.1).</p>
-<p>Send an API key as <code>Authorization: Bearer …</code>; <code>fourfold keys show</code> prints yours.</p>
+<p>Send an API key as <code>Authorization: Bearer …</code>; <code>fourfold keys show</code> prints yours.
+<a href="/">The console</a> is a page on the same API.</p>
 """

@@ -25,6 +25,7 @@ class Principal:
 
     id: str
     scopes: frozenset[str]
+    name: str = ""
 
     def require(self, scope: str) -> None:
         """Raises Forbidden unless the scope, or admin, is held."""
@@ -57,7 +58,8 @@ class OidcVerifier:
             raise Unauthenticated(f"The bearer token is not accepted: {error}.") from None
         claim = claims.get(settings.oidc_scope_claim, "")
         given = claim.split() if isinstance(claim, str) else [str(item) for item in claim]
-        return Principal(f"oidc:{claims['sub']}", frozenset(given) & set(SCOPES)), float(claims["exp"])
+        subject = str(claims["sub"])
+        return Principal(f"oidc:{subject}", frozenset(given) & set(SCOPES), subject), float(claims["exp"])
 
 
 class Authenticator:
@@ -100,7 +102,7 @@ class Authenticator:
         if secret.startswith(PREFIX):
             key = await asyncio.to_thread(self._store.find, digest_of(secret))
             valid = key is not None and key.valid_at(now)
-            principal = Principal(key.id, key.scopes) if key is not None and valid else None
+            principal = Principal(key.id, key.scopes, key.name) if key is not None and valid else None
             if key is not None and key.expires_at is not None:
                 until = min(until, time.monotonic() + key.expires_at - now)
         elif self._oidc is not None and secret.count(".") == 2:

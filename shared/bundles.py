@@ -30,6 +30,7 @@ class BundleRejected(InternalError):
 
     code = "bundle-rejected"
     title = "The model's files are damaged or not acceptable"
+    advice = "Roll back, and restore the version's files from a backup; never edit a bundle."
 
 
 class Frozen(BaseModel):

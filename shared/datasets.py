@@ -44,6 +44,7 @@ class MissingFiles(Conflict):
 
     code = "missing-files"
     title = "Upload these files first"
+    advice = "PUT the files whose SHA-256 `missing` has, then repeat it. `fourfold datasets add` does both."
 
 
 class DatasetUnusable(Unprocessable):
@@ -51,11 +52,13 @@ class DatasetUnusable(Unprocessable):
 
     code = "dataset-unusable"
     title = "The data set cannot be used"
+    advice = "Mend the files in `findings` and add the set again, or set `bad_files` to `exclude`."
 
 
 class DatasetBusy(Conflict):
     code = "dataset-busy"
     title = "The data set is in use"
+    advice = "Wait for the job that the detail names; a set that a version was made of stays."
 
 
 class Finding(BaseModel):

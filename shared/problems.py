@@ -7,7 +7,8 @@
     ├── DeadlineExceeded 504 · NotSupported 501 · DiskFull 507
     └── InternalError 500
 
-Domains subclass these with a `code` and a `title` of their own; the status is inherited, so only this file knows HTTP.
+Domains subclass these with a `code`, a `title` and an `advice` (what to do) of their own; the status is inherited, so
+only this file knows HTTP. docs/errors.md lists them all, made of these by `python -m tests.problems_page`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class FourfoldError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal-error"
     title: ClassVar[str] = "Something went wrong on the server"
+    advice: ClassVar[str] = "Repeat it once. If it stays, look for the request id in the server's log and report it."
 
     def __init__(self, detail: str = "", *, retry_after: float | None = None, **extra: Any) -> None:
         super().__init__(detail or self.title)
@@ -51,102 +53,121 @@ class InputError(FourfoldError):
     status = 400
     code = "invalid-input"
     title = "The request is not valid"
+    advice = "Change what the detail names."
 
 
 class UnsupportedMedia(InputError):
     status = 415
     code = "unsupported-media-type"
     title = "This content type is not accepted here"
+    advice = "Send one of the forms that the detail names."
 
 
 class PayloadTooLarge(InputError):
     status = 413
     code = "payload-too-large"
     title = "The request body is too large"
+    advice = "Send less at once, or raise FOURFOLD_MAX_BODY_BYTES."
 
 
 class Unprocessable(InputError):
     status = 422
     code = "unprocessable"
     title = "The input is well formed but cannot be processed"
+    advice = "Change what the detail names; `errors`, where it is there, has every field."
 
 
 class Unauthenticated(FourfoldError):
     status = 401
     code = "unauthenticated"
     title = "A valid API key or token is required"
+    advice = (
+        "Send `Authorization: Bearer KEY`. `fourfold keys show` prints this machine's; it may be expired or revoked."
+    )
 
 
 class Forbidden(FourfoldError):
     status = 403
     code = "forbidden"
     title = "This key may not do that"
+    advice = "Use a key with the scope that the detail names."
 
 
 class NotFound(FourfoldError):
     status = 404
     code = "not-found"
     title = "There is no such thing"
+    advice = "Look at the spelling, and at what there is: `fourfold models`, `datasets list`, `jobs`."
 
 
 class MethodNotAllowed(FourfoldError):
     status = 405
     code = "method-not-allowed"
     title = "This path does not take that method"
+    advice = "Look at the path in /openapi.json."
 
 
 class Conflict(FourfoldError):
     status = 409
     code = "conflict"
     title = "The thing changed or exists already"
+    advice = "Look at the thing again and decide anew."
 
 
 class RateLimited(FourfoldError):
     status = 429
     code = "rate-limited"
     title = "Too many requests for this key"
+    advice = "Wait for Retry-After seconds, or raise FOURFOLD_RATE_LIMIT or FOURFOLD_MAX_CONCURRENCY."
 
 
 class Overloaded(FourfoldError):
     status = 503
     code = "overloaded"
     title = "The server is at capacity; try again shortly"
+    advice = "Wait for Retry-After seconds and repeat it; if it lasts, run more processes."
 
 
 class NotReady(FourfoldError):
     status = 503
     code = "not-ready"
     title = "The model is not ready"
+    advice = "Wait and repeat it. /v2/repository/index says why a version is not served."
 
 
 class UpstreamUnavailable(FourfoldError):
     status = 503
     code = "upstream-unavailable"
     title = "The service behind the gateway is not answering"
+    advice = "Repeat it. If it lasts, `fourfold status` says which service is away, and its log why."
 
 
 class DatabaseUnavailable(FourfoldError):
     status = 503
     code = "database-unavailable"
     title = "The database is not answering"
+    advice = "Look whether it was done, then repeat it; send an Idempotency-Key with jobs."
 
 
 class DiskFull(FourfoldError):
     status = 507
     code = "disk-full"
     title = "The server's disk is full"
+    advice = "Whoever runs the server makes room; then repeat it."
 
 
 class DeadlineExceeded(FourfoldError):
     status = 504
     code = "deadline-exceeded"
     title = "The request's deadline passed before its answer was ready"
+    advice = "Allow more time, or send less at once; the server's own limit is FOURFOLD_REQUEST_TIMEOUT_SECONDS."
 
 
 class NotSupported(FourfoldError):
     status = 501
     code = "not-supported"
     title = "This server does not support that"
+    advice = "Use another call; this server will not learn it by repeating."
 
 
 class InternalError(FourfoldError):

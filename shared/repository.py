@@ -14,6 +14,7 @@ with exclusive creation offers, and a history to roll back along.
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +33,7 @@ from shared.storage import names_in, open_location
 class AliasConflict(Conflict):
     code = "alias-conflict"
     title = "The alias was changed by somebody else in the meantime"
+    advice = "Look at the aliases again; repeat it if you still mean it."
 
 
 CHAMPION = "champion"  # the alias that takes the traffic
@@ -163,6 +165,19 @@ class ModelRepository:
         with suppress(FileNotFoundError):
             return Comparison.model_validate_json(self.fs.cat_file(self._comparison_path(name, version, champion)))
         return None
+
+    def comparisons(self, name: str, version: int) -> list[Comparison]:
+        """Every comparison of a version, by the champion that it was measured beside."""
+        own = self.manifest(name, version).comparison
+        beside = {
+            int(found[1])
+            for entry in names_in(self.fs, f"{self.root}/{name}/comparisons")
+            if (found := re.match(rf"{version}-(\d+)\.json\Z", entry))
+        }
+        if own is not None:
+            beside.add(own.champion)
+        found = (self.comparison(name, version, champion) for champion in sorted(beside))
+        return [comparison for comparison in found if comparison is not None]
 
     def _comparison_path(self, name: str, version: int, champion: int) -> str:
         return f"{self.root}/{name}/comparisons/{version}-{champion}.json"

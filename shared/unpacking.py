@@ -22,11 +22,13 @@ class BadArchive(Unprocessable):
 
     code = "bad-archive"
     title = "The archive cannot be unpacked"
+    advice = "Pack plain files under relative paths anew, as zip or tar; or upload the folder."
 
 
 class ArchiveTooLarge(PayloadTooLarge):
     code = "archive-too-large"
     title = "The archive unpacks to more than is taken"
+    advice = "Send less, or raise FOURFOLD_MAX_DATASET_BYTES or FOURFOLD_MAX_DATASET_FILES."
 
 
 def check_path(path: str) -> str:

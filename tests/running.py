@@ -13,14 +13,15 @@ COMMAND = str(Path(sys.executable).with_name("fourfold"))
 
 
 class Up:
-    def __init__(self, home, *options, **environment):
+    def __init__(self, home, *options, folder=None, **environment):
+        """`folder` is where it is started: from a copy of the tree, the copy."""
         self.home = home
         self.port = free_port()
         self.environment = {**os.environ, "FOURFOLD_HOME": str(home), **environment}
         self.log = home.with_suffix(".log")
         with self.log.open("w") as stream:
             command = [COMMAND, "up", "--port", str(self.port), *options]
-            self.process = subprocess.Popen(command, env=self.environment, stdout=stream, stderr=stream)
+            self.process = subprocess.Popen(command, cwd=folder, env=self.environment, stdout=stream, stderr=stream)
         self.until(lambda: "Ctrl-C stops" in self.text, 90)
 
     @property

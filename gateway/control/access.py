@@ -29,14 +29,18 @@ def control_router(name: str, scope: str | None = None) -> APIRouter:
     return APIRouter(prefix=f"/v1/{name}", tags=[name], dependencies=asked, responses=errors)
 
 
-def needs(scope: str) -> Callable[[Request], Awaitable[Principal]]:
-    """A dependency that answers the request's Principal, or raises Unauthenticated, Forbidden or RateLimited."""
+def needs(scope: str | None = None) -> Callable[[Request], Awaitable[Principal]]:
+    """A dependency that answers the request's Principal, or raises Unauthenticated, Forbidden or RateLimited.
+
+    Without a scope any key will do.
+    """
 
     async def principal(request: Request) -> Principal:
         auth: Authenticator = request.app.state.auth
         limits: Limits = request.app.state.limits
         found = await auth.authenticate(request.headers.raw)
-        found.require(scope)
+        if scope is not None:
+            found.require(scope)
         async with limits.admit(found.id):
             return found
 

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import Depends, Header, Path, Query, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response, StreamingResponse
 
 from gateway.control.access import control_router
 from shared.jobs.events import START, EventLog
-from shared.jobs.files import JobFiles
+from shared.jobs.files import JobFile, JobFiles
 from shared.jobs.model import ENDED, IllegalTransition, Job, JobState
 from shared.jobs.store import JobStore, cancel
 from shared.problems import (
@@ -42,6 +42,8 @@ class JobInfo(BaseModel):
     finished_at: float | None
     cancel_requested_at: float | None
     attempt: int
+    lost_leases: int = Field(description="Attempts that ended because their worker was not heard of any more.")
+    max_attempts: int = Field(description="At so many lost leases the job fails.")
     worker: str | None
     step: int
     total: int
@@ -63,6 +65,10 @@ class PointInfo(BaseModel):
 
 class Curves(BaseModel):
     points: list[PointInfo]
+
+
+class FilePage(BaseModel):
+    files: list[JobFile]
 
 
 def info_of(job: Job) -> JobInfo:
@@ -123,6 +129,14 @@ async def logs(
     files: JobFiles = request.app.state.job_files
     text = await asyncio.to_thread(files.log, job_id, start)
     return Response(text, media_type="text/plain; charset=utf-8")
+
+
+@router.get("/{job_id}/files", responses=problem_responses(NotFound))
+async def files(job_id: JobId, request: Request, store: Store) -> FilePage:
+    """What the job has left so far: results, checkpoints, logs."""
+    await asyncio.to_thread(store.get, job_id)
+    kept: JobFiles = request.app.state.job_files
+    return FilePage(files=await asyncio.to_thread(kept.listing, job_id))
 
 
 @router.get(

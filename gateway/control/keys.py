@@ -1,4 +1,4 @@
-"""API keys over HTTP: create, list, revoke. Needs the scope admin."""
+"""API keys over HTTP: create, list, revoke, which needs the scope admin; and what one's own key may do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Annotated
 from fastapi import Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.control.access import control_router
+from gateway.auth import Principal
+from gateway.control.access import control_router, needs
 from gateway.keys import ApiKey, KeyStore, Scope, new_key
 from shared.problems import (
     NotFound,
@@ -17,6 +18,7 @@ from shared.problems import (
 )
 
 router = control_router("keys", "admin")
+own = control_router("keys")  # for any key
 
 
 class KeyRequest(BaseModel):
@@ -45,6 +47,14 @@ class NewKey(KeyInfo):
 class KeyPage(BaseModel):
     keys: list[KeyInfo]
     next_cursor: str | None = Field(description="Send it as `cursor` for the next page; null at the end.")
+
+
+class Caller(BaseModel):
+    """Who asks: a key, or the subject of an issuer's token."""
+
+    id: str
+    name: str
+    scopes: list[str]
 
 
 def _store(request: Request) -> KeyStore:
@@ -81,6 +91,12 @@ async def listing(
     """Keys in the order of their ids."""
     keys = await asyncio.to_thread(store.page, cursor, limit)
     return KeyPage(keys=[_info(key) for key in keys], next_cursor=keys[-1].id if len(keys) == limit else None)
+
+
+@own.get("/self")
+async def self(who: Annotated[Principal, Depends(needs())]) -> Caller:
+    """What the key of this request is called, and what it may do."""
+    return Caller(id=who.id, name=who.name, scopes=sorted(who.scopes))
 
 
 @router.delete("/{key_id}", responses=problem_responses(NotFound))

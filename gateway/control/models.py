@@ -15,7 +15,7 @@ from gateway.control.access import control_router, needs
 from gateway.control.policy import AuditFailed, AuditRequired, check_audit
 from gateway.control.promotion import NotComparable, WorseThanChampion, check_promotion
 from shared.audit_records import ReportDamaged
-from shared.bundles import Manifest
+from shared.bundles import Comparison, Manifest
 from shared.datasets import Datasets
 from shared.jobs.model import Job, new_job_id
 from shared.jobs.store import JobStore
@@ -38,6 +38,10 @@ class ModelInfo(BaseModel):
 
 class ModelHistory(ModelInfo):
     history: list[AliasTable] = Field(description="Every alias table there was, oldest first.")
+
+
+class Comparisons(BaseModel):
+    comparisons: list[Comparison]
 
 
 class ModelList(BaseModel):
@@ -98,6 +102,14 @@ async def get(name: Name, models: Models, _: Reader) -> ModelHistory:
 async def manifest(name: Name, version: Annotated[int, Path(ge=1, lt=2**31)], models: Models, _: Reader) -> Manifest:
     """What a version is, how good it was on its held-out split, and what it was made from."""
     return await asyncio.to_thread(models.manifest, name, version)
+
+
+@router.get("/{name}/versions/{version}/comparisons", responses=problem_responses(NotFound))
+async def comparisons(
+    name: Name, version: Annotated[int, Path(ge=1, lt=2**31)], models: Models, _: Reader
+) -> Comparisons:
+    """How a version did beside champions of its time: in its training, and in the comparisons asked for since."""
+    return Comparisons(comparisons=await asyncio.to_thread(models.comparisons, name, version))
 
 
 @router.post(

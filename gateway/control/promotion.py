@@ -10,11 +10,13 @@ from shared.repository import ModelRepository
 class WorseThanChampion(Conflict):
     code = "worse-than-champion"
     title = "The version is worse than the champion"
+    advice = "Train longer, or on better data. Force it only with a reason that you can stand by."
 
 
 class NotComparable(Conflict):
     code = "not-comparable"
     title = "The version was not compared with the champion"
+    advice = "Run `fourfold models compare NAME VERSION`, then promote again."
 
 
 def check_promotion(models: ModelRepository, name: str, version: int) -> None:

@@ -34,6 +34,7 @@ class BadEdge(Unprocessable):
 
     code = "bots-bad-edge"
     title = "An edge cannot be taken"
+    advice = "Name a relation of the list in the detail, and accounts that are in the request."
 
 
 @dataclass

@@ -39,6 +39,7 @@ class NoWordVectors(FourfoldError):
 
     code = "bots-no-word-vectors"
     title = "The word vectors are not installed"
+    advice = "Install the extra `service`, which has them."
 
 
 class GraphBatch(NamedTuple):

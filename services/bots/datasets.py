@@ -36,6 +36,7 @@ class BadGraph(InputError):
 
     code = "bots-bad-dataset"
     title = "The data set is not valid"
+    advice = "Mend the file and line that the report names."
 
 
 Reject = Callable[[BadGraph], None]

@@ -75,6 +75,7 @@ class BadAccount(Unprocessable):
 
     code = "bots-bad-account"
     title = "An account cannot be read"
+    advice = "Mend the `field` of the account in `row`; the others are answered."
 
 
 @dataclass(frozen=True)

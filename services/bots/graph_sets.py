@@ -35,6 +35,7 @@ class BadGraphSet(InputError):
 
     code = "bots-bad-graph-set"
     title = "The graph set is not valid"
+    advice = "Mend the file and line that the detail names."
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ class BadNetwork(InputError):
 
     code = "bots-bad-network"
     title = "The network file is not valid"
+    advice = "Mend the file that the detail names."
 
 
 class Network(NamedTuple):

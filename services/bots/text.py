@@ -29,6 +29,7 @@ class EncoderMissing(NotSupported):
 
     code = "bots-encoder-missing"
     title = "The text encoder is not installed"
+    advice = "Set FOURFOLD_TEXT_ENCODER to the folder of the version's text encoder."
 
 
 class WrongEncoder(Unprocessable):
@@ -36,6 +37,7 @@ class WrongEncoder(Unprocessable):
 
     code = "bots-wrong-encoder"
     title = "The vectors come from another text encoder"
+    advice = "Embed the texts with the encoder that the detail names, or leave the vectors out."
 
 
 class TextEncoder(Protocol):

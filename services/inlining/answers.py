@@ -26,16 +26,19 @@ MOST_CALLS = 60_000  # of a module advised while its sender waits; SQLite has 20
 class NotAModule(InputError):
     code = "inlining-not-a-module"
     title = "The content is not what the format says"
+    advice = "Say the right `format`; bitcode goes as Base64."
 
 
 class ModuleTooLarge(PayloadTooLarge):
     code = "inlining-module-too-large"
     title = "The module has more calls than are advised on at once"
+    advice = "Send its files one by one, or search with `tune`."
 
 
 class SpeedNotServed(Unprocessable):
     code = "inlining-speed-not-served"
     title = "The model served now does not advise on speed"
+    advice = "Ask for the goal `size`."
 
 
 def answer_of(asked: AdviceRequest, policy: Policy, tag: str, limits: Limits) -> AdviceResponse:

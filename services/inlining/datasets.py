@@ -32,6 +32,7 @@ class BadCorpus(InputError):
 
     code = "inlining-bad-corpus"
     title = "The corpus is not valid"
+    advice = "Mend the file and line that the report names."
 
 
 @dataclass(frozen=True)

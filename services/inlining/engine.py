@@ -35,6 +35,7 @@ _GROWTH = "-ml-advisor-size-increase-threshold=1000"  # or the advisor stops at 
 class UnsafeAssembly(Unprocessable):
     code = "inlining-unsafe-assembly"
     title = "Assembly with directives is refused"
+    advice = "Take the directives out of the inline assembly."
 
 
 @dataclass(frozen=True)

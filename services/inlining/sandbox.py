@@ -32,16 +32,19 @@ MESSAGE_BYTES = 1 << 20  # of a child's standard error that is read
 class CompilerCrashed(Unprocessable):
     code = "inlining-compiler-crashed"
     title = "The compiler crashed on this input"
+    advice = "Send a smaller part of the module; the input is at fault or LLVM is."
 
 
 class CompilerRefused(Unprocessable):
     code = "inlining-compiler-refused"
     title = "The compiler does not take this input"
+    advice = "Make the IR with LLVM 22 or older, before any pass."
 
 
 class LimitExceeded(Unprocessable):
     code = "inlining-limit-exceeded"
     title = "Compiling this input takes more than is allowed"
+    advice = "Send a smaller module, or allow more time."
 
 
 @dataclass(frozen=True)

@@ -55,16 +55,19 @@ _ASSEMBLY = re.compile(r"\.\s*(?:incbin|include)\b")
 class UnknownFlag(Unprocessable):
     code = "inlining-flag-refused"
     title = "This compiler flag is not on the list of those taken"
+    advice = "Leave the flag out, or run `fourfold clang` at home with it."
 
 
 class OutsideInclude(Unprocessable):
     code = "inlining-include-refused"
     title = "The source includes something outside of what was sent"
+    advice = "Send the header along in `files`, under the path that the source names."
 
 
 class SourceInvalid(Unprocessable):
     code = "inlining-source-invalid"
     title = "The source does not compile"
+    advice = "Mend what the compiler says, or send the headers and flags that it lacks."
 
 
 def check_flags(flags: Sequence[str]) -> list[str]:

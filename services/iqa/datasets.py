@@ -26,6 +26,7 @@ class BadDataset(InputError):
 
     code = "iqa-bad-dataset"
     title = "The data set is not valid"
+    advice = "Mend the file and line that the report names."
 
 
 @dataclass(frozen=True)

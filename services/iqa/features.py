@@ -37,26 +37,31 @@ Image.MAX_IMAGE_PIXELS = None
 class NotAnImage(UnsupportedMedia):
     code = "iqa-not-an-image"
     title = "The body is not an image of a format that is read here"
+    advice = "Send JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF."
 
 
 class EmptyImage(InputError):
     code = "iqa-empty-image"
     title = "The image has no bytes"
+    advice = "Look at what your client sends as the body."
 
 
 class DamagedImage(InputError):
     code = "iqa-damaged-image"
     title = "The image is truncated or damaged"
+    advice = "Send the file again from its source; it ends early."
 
 
 class ImageTooLarge(PayloadTooLarge):
     code = "iqa-too-many-pixels"
     title = "The image has too many pixels"
+    advice = "Make it smaller: it is judged at 512 pixels anyway."
 
 
 class ImageTooSmall(Unprocessable):
     code = "iqa-too-small"
     title = "The image is too small to be scored"
+    advice = "Send a larger picture, or a less narrow one."
 
 
 @dataclass(frozen=True)

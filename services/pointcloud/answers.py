@@ -24,6 +24,7 @@ MEDIA_TYPES_OF = {"stl": "stl", "ply": "ply", "obj": "obj", "gltf-binary": "glb"
 class AnswerTooLong(Unprocessable):
     code = "pointcloud-answer-too-long"
     title = "The answer is too long for JSON"
+    advice = "Ask for a file (`out=ply`, `npy` or `glb`), or a smaller `resolution`."
 
 
 def summary_of(cloud: Cloud, content_type: str) -> CloudSummary:
@@ -76,12 +77,17 @@ def points_response(
     body: BaseModel,
     points_G3: NDArray[np.float64],
     triangles_T3: NDArray[np.int64] | None,
+    input_N3: NDArray[np.float64] | None = None,
 ) -> Response:
-    """Points, and the mesh between them, in the form asked for; raises AnswerTooLong for much JSON."""
+    """Points, and the mesh between them, in the form asked for; raises AnswerTooLong for much JSON.
+
+    `input_N3`: the points that they were made of, which JSON alone takes along.
+    """
     if form == "json":
-        if len(points_G3) > MOST_IN_JSON:
-            raise AnswerTooLong(f"{len(points_G3)} points are many for JSON; ask for out=ply, npy or glb.")
-        return json_response(tag, body, points=points_G3, triangles=triangles_T3)
+        most = max(len(points_G3), 0 if input_N3 is None else len(input_N3))
+        if most > MOST_IN_JSON:
+            raise AnswerTooLong(f"{most} points are many for JSON; ask for out=ply, npy or glb.")
+        return json_response(tag, body, points=points_G3, triangles=triangles_T3, input_points=input_N3)
     summary = orjson.dumps(body.model_dump(exclude_none=True))
     data = encode_points(form, points_G3, triangles_T3, orjson.loads(summary))
     # Headers are Latin-1: file names and notes are not in it, and the rest is ASCII.

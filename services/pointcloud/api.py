@@ -119,6 +119,9 @@ async def reconstruct(
     out: Out = "json",
     resolution: Resolution = None,
     measure: Measure = True,
+    input_points: Annotated[
+        bool, Query(description="Add the points that the encoder saw to JSON, in the file's units.")
+    ] = False,
 ) -> Response:
     """A file of points or a mesh → the mesh that the network folds of it, in the file's units."""
     with host.lease(request.scope["fourfold.request_id"]) as model:
@@ -136,7 +139,8 @@ async def reconstruct(
             timings_ms=Timings(read=read_ms, inference=inference_ms),
         )
         points = _decoded(answer) * cloud.scale + cloud.centre_3
-        make = partial(points_response, model.tag, out, body, points, predictor.triangles(resolution))
+        seen = cloud.unit_N3 * cloud.scale + cloud.centre_3 if input_points else None
+        make = partial(points_response, model.tag, out, body, points, predictor.triangles(resolution), seen)
         return await asyncio.to_thread(make)
 
 

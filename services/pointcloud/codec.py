@@ -43,16 +43,19 @@ Floats = NDArray[np.float32]
 class BadCodeword(InputError):
     code = "pointcloud-bad-codeword"
     title = "The codeword's file is damaged or is none"
+    advice = "Send the file that `encode` made, whole."
 
 
 class ForeignCodeword(Conflict):
     code = "pointcloud-foreign-codeword"
     title = "The codeword was made for another model"
+    advice = "Encode the shape again with the version served now, or roll back."
 
 
 class Unencodable(Unprocessable):
     code = "pointcloud-unencodable"
     title = "The codeword does not fit into that precision"
+    advice = "Use `precision=fp32`."
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class BadShapes(InputError):
 
     code = "pointcloud-bad-dataset"
     title = "The data set is not valid"
+    advice = "Mend the file that the report names."
 
 
 @dataclass(frozen=True)

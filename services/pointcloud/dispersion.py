@@ -45,6 +45,7 @@ RESTARTS = 5
 class NoSingleView(Unprocessable):
     code = "pointcloud-no-single-view"
     title = "The model has no single-view network"
+    advice = "Train with `task=single-view`, promote, repeat."
 
 
 def shape_distances(

@@ -51,6 +51,7 @@ MOST_TESTED = 100  # test shapes whose reconstruction is measured, most
 class NoAutoencoder(Unprocessable):
     code = "pointcloud-no-autoencoder"
     title = "There is no autoencoder to go with the single-view network"
+    advice = "Train with `task=both`."
 
 
 def export_onnx(model: Autoencoder, folder: Path) -> list[str]:

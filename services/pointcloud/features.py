@@ -44,46 +44,55 @@ T = TypeVar("T")
 class EmptyCloud(InputError):
     code = "pointcloud-empty"
     title = "The file holds nothing"
+    advice = "Look at what your client sends as the body."
 
 
 class UnknownFormat(UnsupportedMedia):
     code = "pointcloud-unknown-format"
     title = "The bytes are of no format that is read here"
+    advice = "Send PLY, PCD, XYZ, OFF, OBJ, STL, GLB, LAS, LAZ or NPY."
 
 
 class DamagedFile(InputError):
     code = "pointcloud-damaged-file"
     title = "The file is truncated, damaged or contradicts itself"
+    advice = "Export the file again."
 
 
 class CloudTooLarge(PayloadTooLarge):
     code = "pointcloud-too-large"
     title = "The file unfolds to more than is taken"
+    advice = "Thin the cloud or the mesh before sending it."
 
 
 class NotFinite(Unprocessable):
     code = "pointcloud-not-finite"
     title = "Points are not finite"
+    advice = "Mend the points, or send `non_finite=drop`."
 
 
 class BadIndex(Unprocessable):
     code = "pointcloud-bad-index"
     title = "A triangle names a vertex that does not exist"
+    advice = "Export the mesh again."
 
 
 class TooFewPoints(Unprocessable):
     code = "pointcloud-too-few-points"
     title = "There are too few points"
+    advice = "Send at least 16 points that are apart."
 
 
 class NoExtent(Unprocessable):
     code = "pointcloud-no-extent"
     title = "The points have no extent"
+    advice = "Send points that are not all in one place."
 
 
 class TooSlow(Unprocessable):
     code = "pointcloud-too-slow"
     title = "Reading the file takes too long"
+    advice = "Send a smaller file, or a binary form."
 
 
 PROBLEMS: dict[str, type[FourfoldError]] = {

@@ -40,16 +40,19 @@ Floats = NDArray[np.float32]
 class NoIndex(NotFound):
     code = "pointcloud-no-index"
     title = "There is no such index of shapes"
+    advice = "Make one: `fourfold pointcloud index DATASET`."
 
 
 class ForeignIndex(Conflict):
     code = "pointcloud-foreign-index"
     title = "The index was made with another model"
+    advice = "Make the index again with the version served now."
 
 
 class IndexDamaged(InternalError):
     code = "pointcloud-index-damaged"
     title = "The index's file is damaged"
+    advice = "Make the index again."
 
 
 @dataclass(frozen=True)

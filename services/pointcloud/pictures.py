@@ -24,16 +24,19 @@ Image.MAX_IMAGE_PIXELS = None  # our own limit is taken from the header, before 
 class NotAPicture(UnsupportedMedia):
     code = "pointcloud-not-a-picture"
     title = "The body is not a picture of a format that is read here"
+    advice = "Send a PNG or another picture of the forms that the detail names."
 
 
 class DamagedPicture(InputError):
     code = "pointcloud-damaged-picture"
     title = "The picture is empty, truncated, damaged or too small"
+    advice = "Send the picture again from its source."
 
 
 class PictureTooLarge(PayloadTooLarge):
     code = "pointcloud-too-many-pixels"
     title = "The picture has too many pixels"
+    advice = "Make it smaller: it is looked at in 64 pixels."
 
 
 def read_picture(data: bytes | bytearray, size: int) -> tuple[NDArray[np.float32], list[str]]:

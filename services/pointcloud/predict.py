@@ -32,6 +32,7 @@ Floats = NDArray[np.float32]
 class NotTrained(Unprocessable):
     code = "pointcloud-not-trained"
     title = "The model served now was not trained for that"
+    advice = "Promote a version that was trained for it (`task`)."
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,7 @@ class Reconstruction(BaseModel):
     out_of_distribution: bool | None = Field(default=None, description="Unlike the training shapes; see the card.")
     points: list[Triple] | None = Field(default=None, description="In the file's units; row by row of the surface.")
     triangles: list[tuple[int, int, int]] | None = None
+    input_points: list[Triple] | None = Field(default=None, description="Those that the encoder saw, where asked for.")
     timings_ms: Timings
 
 

@@ -42,6 +42,7 @@ class TrainingDiverged(FourfoldError):
 
     code = "training-diverged"
     title = "The training diverged"
+    advice = "Lower `learning_rate`, or look at the data for values far out."
 
 
 def train(config: TrainConfig, data: Path, context: TrainingContext) -> Path:

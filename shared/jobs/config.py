@@ -37,6 +37,7 @@ class ConfigInvalid(Unprocessable):
 
     code = "config-invalid"
     title = "The training configuration is not valid"
+    advice = "Change the settings in `errors`; a misspelt one is told the name meant."
 
 
 C = TypeVar("C", bound=RecipeConfig)

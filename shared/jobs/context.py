@@ -29,6 +29,7 @@ class JobStopped(FourfoldError):
 
     code = "job-stopped"
     title = "The job was stopped"
+    advice = "Nothing, if you cancelled it. Otherwise raise FOURFOLD_JOB_TIME_LIMIT_SECONDS and submit it again."
 
     def __init__(self, reason: StopReason) -> None:
         super().__init__(f"Stopped: {reason}.")

@@ -7,16 +7,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
+
+from pydantic import BaseModel, Field
 
 from shared.problems import NotFound
 from shared.storage import names_in, open_location
 
 CHUNK = 1 << 20
+_OF_ATTEMPT = re.compile(r"(checkpoint|log)\.(\d+)\.(safetensors|txt)\Z")
+_DRAFT = re.compile(r".*\.[0-9a-f]{32}\Z")
+
+
+class JobFile(BaseModel):
+    """A file of a job. Only results can be had; checkpoints are of those attempts that wrote one."""
+
+    kind: Literal["checkpoint", "log", "result"]
+    name: str
+    attempt: int | None = Field(description="null for a result.")
+    bytes: int
 
 
 class JobFiles:
@@ -73,6 +87,18 @@ class JobFiles:
 
         return chunks()
 
+    def listing(self, job_id: str) -> list[JobFile]:
+        """What there is, in the order of names. Drafts of files that are being written are left out."""
+        found: list[JobFile] = []
+        for folder in (self._folder(job_id), f"{self._folder(job_id)}/results"):
+            with suppress(FileNotFoundError):
+                for entry in self.fs.ls(folder, detail=True, refresh=True):
+                    described = _described(str(entry["name"]).rpartition("/")[2], results=folder.endswith("/results"))
+                    if described is not None and entry["type"] == "file":
+                        kind, name, attempt = described
+                        found.append(JobFile(kind=kind, name=name, attempt=attempt, bytes=int(entry["size"])))
+        return sorted(found, key=lambda item: item.name)
+
     def keep_log(self, job_id: str, attempt: int, path: Path) -> None:
         """Replace the attempt's log by the file at `path`."""
         self._put(path, f"{self._folder(job_id)}/log.{attempt}.txt")
@@ -107,3 +133,12 @@ class JobFiles:
             with suppress(OSError):
                 self.fs.rm_file(draft)
             raise
+
+
+def _described(name: str, *, results: bool) -> tuple[Literal["checkpoint", "log", "result"], str, int | None] | None:
+    if results:
+        return None if _DRAFT.match(name) else ("result", name, None)
+    found = _OF_ATTEMPT.match(name)
+    if found is None:
+        return None
+    return ("log" if found[1] == "log" else "checkpoint"), name, int(found[2])

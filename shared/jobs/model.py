@@ -39,6 +39,7 @@ class IllegalTransition(Conflict):
 
     code = "illegal-transition"
     title = "The job cannot change that way"
+    advice = "Look at the job: it has ended, or has not begun."
 
 
 class LeaseLost(Conflict):
@@ -46,11 +47,13 @@ class LeaseLost(Conflict):
 
     code = "lease-lost"
     title = "The job belongs to another attempt"
+    advice = "Nothing: another attempt goes on. A worker's log has it, a client seldom sees it."
 
 
 class IdempotencyConflict(Conflict):
     code = "idempotency-conflict"
     title = "The Idempotency-Key was used for another request"
+    advice = "Use a new key for a new request."
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from shared.settings import Settings
 class DatasetNotReady(Conflict):
     code = "dataset-not-ready"
     title = "The data set is still being validated"
+    advice = "Wait for Retry-After seconds and repeat it."
 
 
 class Accepted(BaseModel):

@@ -91,6 +91,16 @@ async def test_answers_are_in_the_files_units(client):
     assert moved["input"]["normalisation"]["scale"] == pytest.approx(1400, rel=0.01)
 
 
+async def test_the_points_that_the_encoder_saw_are_told_where_asked_for(client):
+    found = (await post(client, "reconstruct?input_points=true", npy())).json()
+    seen = np.array(found["input_points"])
+    assert seen.shape == (found["input"]["taken"], 3)
+    np.testing.assert_allclose(sorted(seen.tolist()), sorted(VERTICES.tolist()), atol=1e-5)
+    assert "input_points" not in (await post(client, "reconstruct", npy())).json()
+    many = await post(client, "reconstruct?input_points=true&points=5000", exported("stl"))
+    assert off(many) == (422, "pointcloud-answer-too-long")
+
+
 async def test_meshes_points_and_resolutions_as_files(client):
     answer = await post(client, "reconstruct?out=glb&resolution=20", exported("stl"))
     assert answer.headers["content-type"] == "model/gltf-binary"

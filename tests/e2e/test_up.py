@@ -1,4 +1,4 @@
-"""What `make up` starts, driven the way a newcomer drives it."""
+"""What `make up` starts, driven the way a newcomer drives it; the tour and the guides are followed by test_guides."""
 
 import json
 import re
@@ -13,7 +13,6 @@ import trimesh
 import tritonclient.http as triton
 from PIL import Image, ImageFilter
 from pyarrow import parquet
-from skimage import data
 from sklearn.datasets import load_sample_images
 
 from fourfold import ApiError, Client
@@ -185,56 +184,6 @@ def test_several_processes_share_a_service_and_ctrl_c_stops_everything(tmp_path,
     # Orphans that have ended stay zombies where nobody reaps them.
     left = [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert not left
-
-
-def test_from_photographs_to_a_served_version_and_back(up, tmp_path):
-    """The README's walk: add, train, watch, promote, score, roll back, with nothing restarted."""
-    photos = tmp_path / "samples"
-    photos.mkdir()
-    for name, image in {"astronaut": data.astronaut(), "coffee": data.coffee(), "rocket": data.rocket()}.items():
-        Image.fromarray(image).save(photos / f"{name}.png")
-    for number, image in enumerate(load_sample_images().images):
-        Image.fromarray(image).save(photos / f"sample{number}.png")
-    added = up.run("datasets", "add", str(photos), "--kind", "iqa")
-    assert added.returncode == 0, added.stderr
-    assert "valid  photographs 5" in added.stdout
-    settings = {"epochs": 1, "synthetic_width": 256, "synthetic_share": 0.1, "batch_size": 8, "crop": 96}
-    settings |= {"validation_images": 8, "images_per_epoch": 16}
-    chosen = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    trained = up.run("train", "iqa", "--dataset", "samples", *chosen, "--watch", timeout=300)
-    assert trained.returncode == 0, trained.stdout + trained.stderr
-    assert re.search(r"^1/1  loss [\d.]+ .* left$", trained.stdout, re.MULTILINE)
-    version = trained.stdout.split("iqa/")[-1].strip()
-    job_id = trained.stdout.split()[0]
-    assert "making distorted pictures of 5 photographs" in up.run("jobs", "logs", job_id).stdout
-    assert '"loss"' in up.run("jobs", "show", job_id).stdout
-    assert job_id in up.run("jobs").stdout
-    refused = up.run("models", "promote", "iqa", version)
-    assert refused.returncode == 1
-    assert "worse than the champion" in refused.stderr
-    assert up.run("models", "promote", "iqa", version, "--force", "--reason", "a test").returncode == 0
-
-    def serves(wanted):
-        return wanted in up.run("score", str(photos / "coffee.png")).stdout
-
-    up.until(lambda: serves(f"iqa/{version}"), 5)
-    assert up.run("models", "rollback", "iqa").returncode == 0
-    up.until(lambda: serves("iqa/1"), 5)
-    compared = up.run("models", "compare", "iqa", version, timeout=120)
-    assert compared.returncode == 0, compared.stdout + compared.stderr
-    assert re.search(r"srcc beside version 1: [+-]\d\.\d{4} \(95 %", compared.stdout)
-    assert up.run("models", "canary", "iqa", version, "--weight", "0.5").returncode == 0
-    up.until(lambda: serves(f"iqa/{version}"), 10)
-    with Client(up.url, up.key) as client:
-        answered = {client.score(photos / "coffee.png")["model"] for _ in range(40)}
-        assert answered == {"iqa/1", f"iqa/{version}"}
-        rows = client.request("GET", "/v2/models/stats")["model_stats"]
-        counted = {row["version"] for row in rows if row["name"] == "iqa" and row["inference_count"]}
-        assert counted == {"1", version}
-    assert up.run("models", "canary", "iqa", version, "--weight", "0").returncode == 0
-    nothing = up.run("train", "iqa", "--dataset", "none")
-    assert nothing.returncode == 1
-    assert "There is no data set 'none'" in nothing.stderr
 
 
 def test_bots_from_an_account_to_a_scored_graph(up, tmp_path):

@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 
 from gateway.app import create_app
 from gateway.settings import GatewaySettings
+from shared.bundles import Comparison, Metric
 from shared.datasets import Report
 from shared.jobs import store as jobs
 from shared.jobs.model import Job, JobState, Point, new_job_id
@@ -179,8 +180,26 @@ async def test_a_job_with_its_curves_and_log(app, client, tmp_path):
     assert (await client.get(f"/v1/jobs/{job.id}")).json()["state"] == "queued"
     assert (await client.get(f"/v1/jobs/{job.id}/points")).json()["points"][0]["metrics"] == {"loss": 0.5}
     assert (await client.get(f"/v1/jobs/{job.id}/logs?start=2")).text == "llo\n"
-    for path in ("", "/points", "/logs", "/events"):
+    for path in ("", "/points", "/logs", "/events", "/files"):
         assert (await client.get(f"/v1/jobs/none{path}")).status_code == 404
+
+
+async def test_what_a_job_has_left_so_far(app, client, tmp_path):
+    job = submitted(app)
+    assert (await client.get(f"/v1/jobs/{job.id}/files")).json() == {"files": []}
+    kept = app.state.job_files
+    for name in ("log", "scores.csv"):
+        (tmp_path / name).write_text("text")
+    kept.keep_log(job.id, 1, tmp_path / "log")
+    kept.keep_checkpoint(job.id, 2, tmp_path / "log")
+    kept.keep_result(job.id, tmp_path / "scores.csv")
+    (tmp_path / "home" / "jobs" / job.id / "results" / f"other.csv.{'a' * 32}").write_text("a draft")
+    found = [tuple(item.values()) for item in (await client.get(f"/v1/jobs/{job.id}/files")).json()["files"]]
+    assert found == [
+        ("checkpoint", "checkpoint.2.safetensors", 2, 4),
+        ("log", "log.1.txt", 1, 4),
+        ("result", "scores.csv", None, 4),
+    ]
 
 
 async def test_cancelling_twice_and_too_late(app, client):
@@ -268,6 +287,28 @@ async def test_a_comparison_is_a_job(app, client, tmp_path):
     assert "no other champion" in (await compare(1)).json()["detail"]
     assert "not here" in (await compare(3)).json()["detail"]
     assert (await compare(9)).status_code == 404
+
+
+async def test_the_comparisons_of_a_version(app, client, tmp_path):
+    def beside(champion):
+        return Comparison(champion=champion, metric="srcc", difference=Metric(value=0.1))
+
+    app.state.models.publish(toy_bundle(tmp_path / "one"))
+    app.state.models.publish(toy_bundle(tmp_path / "two", comparison=beside(1)))
+    for champion in (11, 3):
+        app.state.models.keep_comparison("toy", 2, beside(champion))
+    app.state.models.keep_comparison("toy", 22, beside(4))
+    found = (await client.get("/v1/models/toy/versions/2/comparisons")).json()["comparisons"]
+    assert [item["champion"] for item in found] == [1, 3, 11]
+    assert (await client.get("/v1/models/toy/versions/1/comparisons")).json() == {"comparisons": []}
+    assert (await client.get("/v1/models/toy/versions/9/comparisons")).status_code == 404
+
+
+async def test_a_key_knows_itself(client):
+    made = (await client.post("/v1/keys", json={"name": "reader", "scopes": ["predict"]})).json()
+    found = await client.get("/v1/keys/self", headers={"Authorization": f"Bearer {made['secret']}"})
+    assert found.json() == {"id": made["id"], "name": "reader", "scopes": ["predict"]}
+    assert (await client.get("/v1/keys/self", headers={"Authorization": "Bearer ff_wrong"})).status_code == 401
 
 
 async def test_scopes(app, client):
