@@ -1,6 +1,10 @@
-"""What `make up` starts, driven the way a newcomer drives it."""
+"""What `make up` starts, driven the way a newcomer drives it.
+
+With FOURFOLD_TEST_URL and FOURFOLD_TEST_KEY set, the tests marked `anywhere` are of the product that answers there.
+"""
 
 import json
+import os
 import re
 import stat
 import subprocess
@@ -20,16 +24,21 @@ from fourfold import ApiError, Client
 from services.inlining.replay import replay_options
 from services.inlining.sizes import text_total
 from shared.testing import free_port
-from tests.running import COMMAND, Up
+from tests.running import COMMAND, Deployed, Up
 from tests.unit.bots.making import write_graph
 from tests.unit.bots.test_features import MASTODON, V1
 from tests.unit.inlining.making import PARSER
 from tests.unit.inlining.test_tune import PLANTED
 from tests.unit.inlining.test_wrapper import ZIG
 
+anywhere = pytest.mark.anywhere
+
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory):
+    if "FOURFOLD_TEST_URL" in os.environ:
+        yield Deployed(os.environ["FOURFOLD_TEST_URL"], os.environ["FOURFOLD_TEST_KEY"])
+        return
     up = Up(tmp_path_factory.mktemp("e2e") / "home")
     yield up
     up.stop()
@@ -70,6 +79,7 @@ def test_the_key_is_private(up):
     assert up.run("keys", "show").stdout.strip() == up.key
 
 
+@anywhere
 def test_a_photo_ranks_above_its_damaged_versions(up, photos):
     answer = up.run("score", *(str(path) for path in sorted(photos.iterdir())))
     assert answer.returncode == 0, answer.stderr
@@ -78,6 +88,7 @@ def test_a_photo_ranks_above_its_damaged_versions(up, photos):
     assert len(order) == 4
 
 
+@anywhere
 def test_the_quality_map_is_written(up, photos, tmp_path):
     answer = up.run("score", str(photos / "sharp.jpg"), "--map", str(tmp_path / "map.png"), "--json")
     assert answer.returncode == 0, answer.stderr
@@ -108,6 +119,7 @@ def test_errors_are_one_line(up, tmp_path):
     assert "not answering" in lost.stderr
 
 
+@anywhere
 def test_the_python_client(up, photos):
     with Client(up.url, up.key) as client:
         assert client.ready()["services"] == {"bots": True, "inlining": True, "iqa": True, "pointcloud": True}
@@ -125,6 +137,7 @@ def test_the_python_client(up, photos):
         client.revoke_key(made["id"])
 
 
+@anywhere
 def test_v2_through_the_gateway(up):
     headers = {"Authorization": f"Bearer {up.key}"}
     with triton.InferenceServerClient(f"127.0.0.1:{up.port}") as client:
@@ -143,6 +156,7 @@ def test_v2_through_the_gateway(up):
         assert {row["name"] for row in statistics} == {"bots", "inlining", "iqa", "pointcloud"}
 
 
+@anywhere
 def test_one_document_describes_everything(up):
     with Client(up.url, up.key) as client:
         document = client.request("GET", "/openapi.json")
@@ -187,6 +201,7 @@ def test_several_processes_share_a_service_and_ctrl_c_stops_everything(tmp_path,
     assert not left
 
 
+@anywhere
 def test_from_photographs_to_a_served_version_and_back(up, tmp_path):
     """The README's walk: add, train, watch, promote, score, roll back, with nothing restarted."""
     photos = tmp_path / "samples"
@@ -237,6 +252,7 @@ def test_from_photographs_to_a_served_version_and_back(up, tmp_path):
     assert "There is no data set 'none'" in nothing.stderr
 
 
+@anywhere
 def test_bots_from_an_account_to_a_scored_graph(up, tmp_path):
     """Score and explain accounts, train on an uploaded graph, promote, and score the whole graph with it."""
     account = tmp_path / "account.json"
@@ -280,6 +296,7 @@ def test_bots_from_an_account_to_a_scored_graph(up, tmp_path):
         up.until(from_the_graph, 5)
 
 
+@anywhere
 def test_shapes_from_a_file_to_a_searched_index_and_a_promoted_network(up, tmp_path):
     """Reconstruct, compress, classify and search an uploaded file; train on uploaded shapes, promote, search again."""
     shapes = tmp_path / "shapes"
@@ -327,6 +344,7 @@ def test_shapes_from_a_file_to_a_searched_index_and_a_promoted_network(up, tmp_p
             client.search(one)
 
 
+@anywhere
 def test_inlining_from_a_source_to_a_replay_file_that_keeps_its_promise(up, tmp_path):
     """Advice on a file and a search as a job; stock clang with either replay file makes the size that was promised."""
 
