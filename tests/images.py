@@ -3,8 +3,8 @@
     python -m tests.images        (make images-test)
 
 Runs the commands of docs/compose.md in a copy of this tree, with the Docker engine that answers or a private one; where
-no image registry can be reached, on stand-ins of Debian's packages. Prints a table; exits with 1 if a row is red, with 2
-if the machine lacks something.
+no image registry can be reached, on stand-ins of Debian's packages. Prints a table; exits with 1 if a row is red, and
+with 2 if the machine lacks something.
 """
 
 from __future__ import annotations
