@@ -3,18 +3,21 @@
 import secrets
 import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from fourfold import ApiError, Client, ConnectionFailed
-from services.iqa.api import DOMAIN
+from services import iqa
 from shared.repository import ModelRepository
 from tests.cluster import Cluster
 from tests.drill import Traffic
 from tests.postgres import postgres_server
 from tests.running import Deployed
 
+PRETRAINED = Path(iqa.__file__).parent / "pretrained"
 CONFIG = {"epochs": 30, "batch_size": 64}  # 0.3 s an epoch
 
 
@@ -57,7 +60,7 @@ class Follower(threading.Thread):
         super().__init__(daemon=True)
         self._events = client.job_events(job_id)
         self.steps = []
-        self.last = None
+        self.last: Any = None
         self.start()
 
     def run(self):
@@ -80,7 +83,7 @@ def test_whichever_of_two_is_killed_the_other_goes_on(cluster, bucket, tmp_path)
             with Client(other.url, secret) as reader:
                 assert reader.score(photo)["model"] == "iqa/1"
             models = ModelRepository(f"{bucket}/models")
-            again = models.publish(DOMAIN.pretrained)
+            again = models.publish(PRETRAINED)
             for version in (again, 1):
                 one.set_alias("iqa", "champion", version, force=True, reason="a test")
                 for port in cluster.services.ports:
