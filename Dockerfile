@@ -45,9 +45,11 @@ RUN /opt/uv/bin/uv pip install --quiet ${TORCH_BACKEND:+--torch-backend ${TORCH_
     && eval "$FINISH" && ./image-trim.sh /opt/fourfold
 
 FROM build AS build-worker-gpu
-# onnxruntime-gpu is in the place of onnxruntime: both have the same folder.
+# CUDA's libraries are packages. onnxruntime-gpu is in the place of onnxruntime: both have the same folder.
+COPY constraints-gpu.txt ./
 RUN echo 'onnxruntime; python_version < "3"' > overrides.txt \
-    && /opt/uv/bin/uv pip install --quiet -c constraints.txt --overrides overrides.txt '.[gpu,postgres,s3,mlflow]' \
+    && /opt/uv/bin/uv pip install --quiet -c constraints.txt -c constraints-gpu.txt --overrides overrides.txt \
+      '.[gpu,postgres,s3,mlflow]' \
     && eval "$FINISH" && ./image-trim.sh /opt/fourfold
 
 FROM ${BASE} AS runtime
