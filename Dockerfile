@@ -27,7 +27,7 @@ RUN /opt/uv/bin/uv pip install --quiet -c constraints.txt '.[gateway,postgres,s3
 # What all services share is one layer of all their images.
 FROM build AS build-serving
 RUN /opt/uv/bin/uv pip install --quiet -c constraints.txt '.[serving,postgres,s3,tracing]' \
-    && ./image-trim.sh /opt/fourfold
+    && /opt/uv/bin/uv pip uninstall --quiet fourfold && ./image-trim.sh /opt/fourfold
 
 FROM build-serving AS build-service
 # Which domain; all of them if empty.
