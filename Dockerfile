@@ -70,7 +70,7 @@ FROM runtime AS gateway
 COPY --from=build-gateway /opt/fourfold /opt/fourfold
 COPY gateway gateway
 EXPOSE 8080
-HEALTHCHECK --interval=5s --timeout=3s --start-period=60s \
+HEALTHCHECK --interval=5s --timeout=5s --start-period=120s \
   CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
 CMD ["python", "-m", "fourfold", "serve", "gateway"]
 
@@ -83,13 +83,13 @@ COPY services/${SERVICE} services/${SERVICE}
 # In an image of all domains: to be set where it is started.
 ENV FOURFOLD_DOMAIN=${SERVICE}
 EXPOSE 8000
-HEALTHCHECK --interval=5s --timeout=3s --start-period=60s \
+HEALTHCHECK --interval=5s --timeout=5s --start-period=120s \
   CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
 CMD ["python", "-m", "fourfold", "serve"]
 
 FROM runtime AS worker-base
 COPY services services
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s \
   CMD ["test", "-f", "/home/fourfold/run/worker.ready"]
 CMD ["python", "-m", "shared.jobs.worker"]
 

@@ -91,7 +91,9 @@ class Stack:
 
     def containers(self) -> dict[str, Any]:
         """Compose service → container."""
-        found = self.engine.client.containers.list(all=True, filters={"label": f"com.docker.compose.project={PROJECT}"})
+        # Compose marks its images too, and what runs of them by hand has their labels, but no number.
+        labels = [f"com.docker.compose.project={PROJECT}", "com.docker.compose.container-number"]
+        found = self.engine.client.containers.list(all=True, filters={"label": labels})
         return {one.labels["com.docker.compose.service"]: one for one in found}
 
     def until(self, what: Callable[[], Any], seconds: float = 120.0) -> Any:

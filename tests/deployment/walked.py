@@ -10,7 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).with_name("walked.json")
 FILES = (
-    *("Dockerfile", ".dockerignore", "image-trim.sh", "docker-compose.yml", "compose.gpu.yml", "compose.s3.yml"),
+    *(
+        "Dockerfile",
+        ".dockerignore",
+        "image-trim.sh",
+        "constraints-gpu.txt",
+        "docker-compose.yml",
+        "compose.gpu.yml",
+        "compose.s3.yml",
+    ),
     *("docs/compose.md", "tests/images.py", "tests/engine.py", "tests/standins.py"),
 )
 
