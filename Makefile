@@ -27,7 +27,13 @@ $(STAMP)dev: $(BIN)/uv pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	@touch $@ $(STAMP)serve
 
-setup: $(STAMP)dev
+# The scanner of the manifests pins what it needs, against what we do.
+$(STAMP)policy: $(BIN)/uv tests/deployment/policy.txt
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/policy
+	$(BIN)/uv pip install --quiet --python $(VENV)/policy/bin/python -r tests/deployment/policy.txt
+	@touch $@
+
+setup: $(STAMP)dev $(STAMP)policy
 
 up: $(STAMP)serve
 	@$(BIN)/fourfold up

@@ -38,7 +38,7 @@ from shared.jobs.store import SqlJobStore
 from shared.repository import ModelRepository
 from shared.settings import Settings
 from tests.postgres import postgres_server
-from tests.running import Up
+from tests.running import Deployed, Up
 
 EPOCHS = 4
 PATIENCE = 120.0  # seconds for all jobs of a round
@@ -262,11 +262,12 @@ class Drill:
 class Traffic:
     """Scores an image all the time; every answer must come from the one whole model."""
 
-    def __init__(self, up: Up) -> None:
+    def __init__(self, up: Up | Deployed, pause: float = 0.02) -> None:
         self.answers = 0
         self.refusals = 0
         self.wrong: list[str] = []
         self._up = up
+        self._pause = pause
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -275,7 +276,7 @@ class Traffic:
         buffer = io.BytesIO()
         Image.effect_noise((160, 120), 60).convert("RGB").save(buffer, "PNG")
         with Client(self._up.url, self._up.key, timeout=10) as client:
-            while not self._ended.wait(0.02):
+            while not self._ended.wait(self._pause):
                 try:
                     answer = client.score(buffer.getvalue())
                     self.answers += 1

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,23 @@ class Engine:
         own = {"DOCKER_HOST": host, "DOCKER_CONFIG": settings and str(settings), "DOCKER_BUILDKIT": "1"}
         self._environment = {**os.environ, **{name: value for name, value in own.items() if value}}
 
-    def docker(self, *arguments: str, variables: dict[str, str] | None = None, stdin: Any = None) -> str:
-        """What the command prints; raises RuntimeError with its last words."""
-        command = ["docker", *arguments]
+    def docker(self, *arguments: str, stdin: Any = None) -> str:
+        """What `docker` prints; raises RuntimeError with its last words."""
+        return self.run(["docker", *arguments], stdin=stdin)
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        variables: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stdin: Any = None,
+    ) -> str:
+        """What a command prints in whose environment `docker` speaks to this engine; raises RuntimeError."""
         environment = {**self._environment, **(variables or {})}
-        done = subprocess.run(command, env=environment, stdin=stdin, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment, cwd=cwd, stdin=stdin, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+            raise RuntimeError(f"{' '.join(command)}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}")
         return done.stdout
 
 

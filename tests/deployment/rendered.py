@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[2]
+KUBECTL = Path(sys.executable).with_name("kubectl")
 OVERLAYS = ("base", "overlays/dev", "overlays/prod")
 Object = dict[str, Any]
 
@@ -19,9 +20,8 @@ Object = dict[str, Any]
 @functools.cache
 def render(overlay: str) -> tuple[Object, ...]:
     """Every object of `k8s/<overlay>`, as `kubectl kustomize` prints them."""
-    kubectl = Path(sys.executable).with_name("kubectl")
     done = subprocess.run(
-        [kubectl, "kustomize", ROOT / "k8s" / overlay],
+        [KUBECTL, "kustomize", ROOT / "k8s" / overlay],
         capture_output=True,
         text=True,
         check=True,

@@ -25,7 +25,7 @@ KNOWN_SETTINGS = {
     f"FOURFOLD_{name.upper()}"
     for kind in (GatewaySettings, ServiceSettings, WorkerSettings)
     for name in kind.model_fields
-} | {"FOURFOLD_DOMAIN"}
+}
 overlays = pytest.mark.parametrize("overlay", OVERLAYS)
 # The keys of the Secret that docs/kubernetes.md has a person make.
 SECRET_KEYS = set(re.findall(r"--from-literal=(\w+)=", (ROOT / "docs" / "kubernetes.md").read_text()))
@@ -69,7 +69,10 @@ def test_every_service_has_its_deployment_its_service_and_its_address(overlay):
         (ports,) = [entry for entry in service["spec"]["ports"] if entry["port"] == int(port)]
         (deployment,) = [item for item in ours(overlay) if selects(service["spec"]["selector"], pod_labels(item))]
         assert ports["targetPort"] in {entry["name"] for entry in container(deployment)["ports"]}
-        assert pod_labels(deployment)["app.kubernetes.io/component"] == name  # FOURFOLD_DOMAIN is read from it
+        assert pod_labels(deployment)["app.kubernetes.io/component"] == name
+        assert (
+            container(deployment)["image"].partition(":")[0] == f"fourfold-service-{name}"
+        )  # which serves that domain
 
 
 @overlays
@@ -139,7 +142,8 @@ def test_probes_ask_for_paths_that_the_applications_have(overlay, tmp_path):
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             if "httpGet" in one.get(probe, {}):
                 asked = one[probe]["httpGet"]
-                assert asked["path"] in paths[one["image"].partition(":")[0]], (item["metadata"]["name"], probe)
+                role = re.sub(r"^(fourfold-service)-.*", r"\1", one["image"].partition(":")[0])
+                assert asked["path"] in paths[role], (item["metadata"]["name"], probe)
                 assert asked["port"] in {port["name"] for port in one["ports"]}
         assert "startupProbe" in one
 

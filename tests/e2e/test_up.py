@@ -1,6 +1,10 @@
-"""What `make up` starts, driven the way a newcomer drives it; the tour and the guides are followed by test_guides."""
+"""What `make up` starts, driven the way a newcomer drives it; the tour and the guides are followed by test_guides.
+
+With FOURFOLD_TEST_URL and FOURFOLD_TEST_KEY set, the tests marked `anywhere` are of the product that answers there.
+"""
 
 import json
+import os
 import re
 import stat
 import subprocess
@@ -19,16 +23,21 @@ from fourfold import ApiError, Client
 from services.inlining.replay import replay_options
 from services.inlining.sizes import text_total
 from shared.testing import free_port
-from tests.running import COMMAND, Up
+from tests.running import COMMAND, Deployed, Up
 from tests.unit.bots.making import write_graph
 from tests.unit.bots.test_features import MASTODON, V1
 from tests.unit.inlining.making import PARSER
 from tests.unit.inlining.test_tune import PLANTED
 from tests.unit.inlining.test_wrapper import ZIG
 
+anywhere = pytest.mark.anywhere
+
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory):
+    if "FOURFOLD_TEST_URL" in os.environ:
+        yield Deployed(os.environ["FOURFOLD_TEST_URL"], os.environ["FOURFOLD_TEST_KEY"])
+        return
     up = Up(tmp_path_factory.mktemp("e2e") / "home")
     yield up
     up.stop()
@@ -69,6 +78,7 @@ def test_the_key_is_private(up):
     assert up.run("keys", "show").stdout.strip() == up.key
 
 
+@anywhere
 def test_a_photo_ranks_above_its_damaged_versions(up, photos):
     answer = up.run("score", *(str(path) for path in sorted(photos.iterdir())))
     assert answer.returncode == 0, answer.stderr
@@ -77,6 +87,7 @@ def test_a_photo_ranks_above_its_damaged_versions(up, photos):
     assert len(order) == 4
 
 
+@anywhere
 def test_the_quality_map_is_written(up, photos, tmp_path):
     answer = up.run("score", str(photos / "sharp.jpg"), "--map", str(tmp_path / "map.png"), "--json")
     assert answer.returncode == 0, answer.stderr
@@ -107,6 +118,7 @@ def test_errors_are_one_line(up, tmp_path):
     assert "not answering" in lost.stderr
 
 
+@anywhere
 def test_the_python_client(up, photos):
     with Client(up.url, up.key) as client:
         assert client.ready()["services"] == {"bots": True, "inlining": True, "iqa": True, "pointcloud": True}
@@ -124,6 +136,7 @@ def test_the_python_client(up, photos):
         client.revoke_key(made["id"])
 
 
+@anywhere
 def test_v2_through_the_gateway(up):
     headers = {"Authorization": f"Bearer {up.key}"}
     with triton.InferenceServerClient(f"127.0.0.1:{up.port}") as client:
@@ -142,6 +155,7 @@ def test_v2_through_the_gateway(up):
         assert {row["name"] for row in statistics} == {"bots", "inlining", "iqa", "pointcloud"}
 
 
+@anywhere
 def test_one_document_describes_everything(up):
     with Client(up.url, up.key) as client:
         document = client.request("GET", "/openapi.json")
@@ -186,6 +200,59 @@ def test_several_processes_share_a_service_and_ctrl_c_stops_everything(tmp_path,
     assert not left
 
 
+@anywhere
+@pytest.mark.skipif("FOURFOLD_TEST_URL" not in os.environ, reason="here the tour takes this walk (test_guides)")
+def test_from_photographs_to_a_served_version_and_back(up, tmp_path):
+    """The README's walk: add, train, watch, promote, score, roll back, with nothing restarted."""
+    photos = tmp_path / "samples"
+    photos.mkdir()
+    for name, image in {"astronaut": data.astronaut(), "coffee": data.coffee(), "rocket": data.rocket()}.items():
+        Image.fromarray(image).save(photos / f"{name}.png")
+    for number, image in enumerate(load_sample_images().images):
+        Image.fromarray(image).save(photos / f"sample{number}.png")
+    added = up.run("datasets", "add", str(photos), "--kind", "iqa")
+    assert added.returncode == 0, added.stderr
+    assert "valid  photographs 5" in added.stdout
+    settings = {"epochs": 1, "synthetic_width": 256, "synthetic_share": 0.1, "batch_size": 8, "crop": 96}
+    settings |= {"validation_images": 8, "images_per_epoch": 16}
+    chosen = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    trained = up.run("train", "iqa", "--dataset", "samples", *chosen, "--watch", timeout=300)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert re.search(r"^1/1  loss [\d.]+ .* left$", trained.stdout, re.MULTILINE)
+    version = trained.stdout.split("iqa/")[-1].strip()
+    job_id = trained.stdout.split()[0]
+    assert "making distorted pictures of 5 photographs" in up.run("jobs", "logs", job_id).stdout
+    assert '"loss"' in up.run("jobs", "show", job_id).stdout
+    assert job_id in up.run("jobs").stdout
+    refused = up.run("models", "promote", "iqa", version)
+    assert refused.returncode == 1
+    assert "worse than the champion" in refused.stderr
+    assert up.run("models", "promote", "iqa", version, "--force", "--reason", "a test").returncode == 0
+
+    def serves(wanted):
+        return wanted in up.run("score", str(photos / "coffee.png")).stdout
+
+    up.until(lambda: serves(f"iqa/{version}"), 5)
+    assert up.run("models", "rollback", "iqa").returncode == 0
+    up.until(lambda: serves("iqa/1"), 5)
+    compared = up.run("models", "compare", "iqa", version, timeout=120)
+    assert compared.returncode == 0, compared.stdout + compared.stderr
+    assert re.search(r"srcc beside version 1: [+-]\d\.\d{4} \(95 %", compared.stdout)
+    assert up.run("models", "canary", "iqa", version, "--weight", "0.5").returncode == 0
+    up.until(lambda: serves(f"iqa/{version}"), 10)
+    with Client(up.url, up.key) as client:
+        answered = {client.score(photos / "coffee.png")["model"] for _ in range(40)}
+        assert answered == {"iqa/1", f"iqa/{version}"}
+        rows = client.request("GET", "/v2/models/stats")["model_stats"]
+        counted = {row["version"] for row in rows if row["name"] == "iqa" and row["inference_count"]}
+        assert counted == {"1", version}
+    assert up.run("models", "canary", "iqa", version, "--weight", "0").returncode == 0
+    nothing = up.run("train", "iqa", "--dataset", "none")
+    assert nothing.returncode == 1
+    assert "There is no data set 'none'" in nothing.stderr
+
+
+@anywhere
 def test_bots_from_an_account_to_a_scored_graph(up, tmp_path):
     """Score and explain accounts, train on an uploaded graph, promote, and score the whole graph with it."""
     account = tmp_path / "account.json"
@@ -240,6 +307,7 @@ def test_bots_from_an_account_to_a_scored_graph(up, tmp_path):
         up.until(from_the_graph, 5)
 
 
+@anywhere
 def test_shapes_from_a_file_to_a_searched_index_and_a_promoted_network(up, tmp_path):
     """Reconstruct, compress, classify and search an uploaded file; train on uploaded shapes, promote, search again."""
     shapes = tmp_path / "shapes"
@@ -287,6 +355,7 @@ def test_shapes_from_a_file_to_a_searched_index_and_a_promoted_network(up, tmp_p
             client.search(one)
 
 
+@anywhere
 def test_inlining_from_a_source_to_a_replay_file_that_keeps_its_promise(up, tmp_path):
     """Advice on a file and a search as a job; stock clang with either replay file makes the size that was promised."""
 
