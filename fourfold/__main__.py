@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from importlib import import_module
 
 
 def main() -> None:
     """The console script."""
     if sys.argv[1:2] == ["clang"] and sys.argv[2:3] != ["--help"]:
-        # -P: a folder of the build's that has our packages' name is not ours.
-        os.execv(sys.executable, [sys.executable, "-P", "-m", "services.inlining.wrapper", *sys.argv[2:]])
+        if not sys.flags.safe_path:
+            del sys.path[0]  # a folder of the build's that has our packages' name is not ours
+        sys.exit(import_module("services.inlining.wrapper").main(sys.argv[2:]))
     from fourfold.cli import main as command
 
     command()

@@ -8,16 +8,15 @@ Shapes: S call sites seen, F features with stock's own decision last (WIDTH + 1)
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from services.inlining.features import DEFAULT, FEATURES, WIDTH
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:  # NumPy is loaded once the compiler runs: in the wrapper that takes no time then
     import numpy as np
     from numpy.typing import NDArray
@@ -45,71 +44,78 @@ class Channel:
         os.mkfifo(outbound, 0o600)
         # Neither end waits for the other: held for both directions, and not blocking. The plain way, writing end first,
         # hangs for ever when the compiler ends before it opens its side.
-        self._write = os.open(inbound, os.O_RDWR | os.O_CLOEXEC)
-        self._read = os.open(outbound, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.descriptors = (  # where to write, and where to read
+            os.open(inbound, os.O_RDWR | os.O_CLOEXEC),
+            os.open(outbound, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC),
+        )
 
     def __enter__(self) -> Channel:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._write)
-        os.close(self._read)
+        for descriptor in self.descriptors:
+            os.close(descriptor)
 
-    def host(self, decide: Decide, ended: int, seconds: float) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
-        """Answer until the compiler has ended: the features of each site (S, F) and what was decided (S,).
 
-        `ended` is a file descriptor that becomes readable when the compiler is gone.
-        """
-        import numpy as np
+def host(
+    inbound: int, outbound: int, decide: Decide, ended: int, seconds: float
+) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
+    """Answer until the compiler has ended: the features of each site (S, F) and what was decided (S,).
 
-        poller = select.poll()
-        poller.register(self._read, select.POLLIN)
-        poller.register(ended, select.POLLIN)
-        deadline = time.monotonic() + seconds
-        rows: list[bytes] = []
-        decided = bytearray()
-        columns: NDArray[np.intp] | None = None
-        held, size, over = b"", 8 * (WIDTH + 1), False
-        while True:
-            events = poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
-            if not events:
-                raise ChannelBroken("The compiler did not go on in time.")
-            over = over or any(descriptor == ended for descriptor, _ in events)
-            try:
-                more = os.read(self._read, _READ)
-            except BlockingIOError:
-                more = b""
-            if not more:
-                if over or any(event & select.POLLHUP for _, event in events):
+    `ended` is a file descriptor that becomes readable when the compiler is gone.
+    """
+    import numpy as np
+
+    poller = select.poll()
+    poller.register(outbound, select.POLLIN)
+    poller.register(ended, select.POLLIN)
+    deadline = time.monotonic() + seconds
+    rows: list[bytes] = []
+    decided = bytearray()
+    columns: NDArray[np.intp] | None = None
+    held, size, over = b"", 8 * (WIDTH + 1), False
+    while True:
+        events = poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        if not events:
+            raise ChannelBroken("The compiler did not go on in time.")
+        over = over or any(descriptor == ended for descriptor, _ in events)
+        try:
+            more = os.read(outbound, _READ)
+        except BlockingIOError:
+            more = b""
+        if not more:
+            if over or any(event & select.POLLHUP for _, event in events):
+                break
+            continue
+        held = held + more if held else more
+        while (end := held.find(b"\n")) >= 0:
+            if held.startswith(b'{"observation"'):
+                if len(held) < end + size + 2:
                     break
+                row = held[end + 1 : end + 1 + size]
+                held = held[end + 2 + size :]
+                values = np.frombuffer(row, np.int64)
+                if columns is not None:
+                    values = values[columns]
+                    row = values.tobytes()
+                answer = 1 if decide(values) else 0
+                rows.append(row)
+                decided.append(answer)
+                os.write(inbound, _REPLIES[answer])
                 continue
-            held = held + more if held else more
-            while (end := held.find(b"\n")) >= 0:
-                if held.startswith(b'{"observation"'):
-                    if len(held) < end + size + 2:
-                        break
-                    row = held[end + 1 : end + 1 + size]
-                    held = held[end + 2 + size :]
-                    values = np.frombuffer(row, np.int64)
-                    if columns is not None:
-                        values = values[columns]
-                        row = values.tobytes()
-                    answer = 1 if decide(values) else 0
-                    rows.append(row)
-                    decided.append(answer)
-                    os.write(self._write, _REPLIES[answer])
-                    continue
-                if held.startswith(b'{"features"'):
-                    columns, size = _layout(held[:end])
-                held = held[end + 1 :]
-            if len(held) > 2 * _READ:
-                raise ChannelBroken("The compiler's stream cannot be read.")
-        features = np.frombuffer(b"".join(rows), np.int64).reshape(len(rows), WIDTH + 1)
-        return features, np.frombuffer(bytes(decided), np.int8)
+            if held.startswith(b'{"features"'):
+                columns, size = _layout(held[:end])
+            held = held[end + 1 :]
+        if len(held) > 2 * _READ:
+            raise ChannelBroken("The compiler's stream cannot be read.")
+    features = np.frombuffer(b"".join(rows), np.int64).reshape(len(rows), WIDTH + 1)
+    return features, np.frombuffer(bytes(decided), np.int8)
 
 
 def _layout(header: bytes) -> tuple[NDArray[np.intp] | None, int]:
     """Where our features are in a row of the stream (None: as ours are), and a row's bytes."""
+    import json
+
     import numpy as np
 
     try:

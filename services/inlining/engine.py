@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.inlining.channel import Channel, ChannelBroken, Decide
+from services.inlining.channel import host as host_channel
 from services.inlining.features import STOCK, WIDTH
 from services.inlining.replay import Decision, Places, decisions_from_remarks, replay_options
 from services.inlining.sandbox import SANDBOX, CompilerCrashed, CompilerRefused, LimitExceeded, Limits, Output
@@ -117,7 +118,7 @@ def compile_module(
 
                 def host(ended: int) -> None:
                     nonlocal features, decisions
-                    features, decisions = channel.host(decide, ended, limits.seconds + 5)
+                    features, decisions = host_channel(*channel.descriptors, decide, ended, limits.seconds + 5)
 
                 try:
                     out = _run_clang(arguments, [*inner, *channel.options, _GROWTH], folder, limits, host)

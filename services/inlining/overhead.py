@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -16,17 +18,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from services.inlining.policy import load_policy
+from services.inlining.resident import address
 from services.inlining.wrapper import find_clang, policy_folder
 
-HOST = [sys.executable, "-P", "-m", "services.inlining.wrapper"]
+HOST = [sys.executable, "-P", "-m", "fourfold", "clang"]
 
 
-def cpu_seconds(command: Sequence[str], folder: str) -> float:
-    """Of a command and its children."""
-    before = os.times()
+def cpu_seconds(command: Sequence[str], folder: str, policy: Path) -> float:
+    """Of a command and its children, and of the resident policy meanwhile."""
+    before, resident = os.times(), resident_seconds(policy)
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system
+    ours = after.children_user + after.children_system - before.children_user - before.children_system
+    return ours + max(0.0, resident_seconds(policy) - resident)
+
+
+def resident_seconds(policy: Path) -> float:
+    """CPU time of the process that listens on the policy's socket and of its children that ended; 0 without one."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(address(policy)))
+        except OSError:
+            return 0.0
+        pid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
+    return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
 
 
 def main(given: Sequence[str]) -> None:
@@ -52,7 +68,7 @@ def main(given: Sequence[str]) -> None:
             ours = [*HOST, "--clang", " ".join(clang), "--policy", policy]
             commands = ([*clang, *arguments], [*ours, "--fast", "--", *arguments], [*ours, "--", *arguments])
             # In turn, so that a busier minute meets all three.
-            times = [[cpu_seconds(command, folder) for command in commands] for _ in range(asked.repeats)]
+            times = [[cpu_seconds(command, folder, Path(policy)) for command in commands] for _ in range(asked.repeats)]
             plain, fast, checked = (statistics.median(column) for column in zip(*times, strict=True))
             print(f"{file.name:<20}{plain:>14.2f}{fast / plain:>8.2f}{checked / plain:>9.2f}")
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from services.inlining.resident import hosting
 from services.inlining.sizes import text_sizes
-from services.inlining.wrapper import Fallback, advised, find_clang, policy_folder, understand
+from services.inlining.wrapper import Fallback, Host, advised, find_clang, policy_folder, understand
 
 MOST_ROWS = 40  # of functions in the report: a comment has 65,536 characters
 
@@ -37,7 +38,7 @@ class Unit:
     reason: str = ""
 
 
-def measure(entry: dict[str, Any], clang: Sequence[str] | None, policy: Path) -> Unit:
+def measure(entry: dict[str, Any], clang: Sequence[str] | None, host: Host) -> Unit:
     """Compile one entry twice and compare."""
     source = str(entry.get("file", "?"))
     command = [str(part) for part in entry.get("arguments") or shlex.split(entry.get("command", ""))]
@@ -56,7 +57,7 @@ def measure(entry: dict[str, Any], clang: Sequence[str] | None, policy: Path) ->
         if done.returncode != 0:
             return Unit(source, reason=_last(done.stderr) or "it does not compile")
         before, functions = text_sizes(stock.read_bytes())
-        status = advised(compiler, wanted.beside(str(better)), policy, folder, True, where)
+        status = advised(compiler, wanted.beside(str(better)), host, folder, True, where)
         if status != 0:
             return Unit(source, before, before, reason=f"the advised compile ended with {status}")
         after, changed = text_sizes(better.read_bytes())
@@ -139,9 +140,13 @@ def main(given: Sequence[str]) -> int:
     except (OSError, ValueError, Fallback) as error:
         print(f"fourfold: {asked.file}: {error}", file=sys.stderr)
         return 1
-    policy = policy_folder(asked.policy)
+    try:
+        host = hosting(policy_folder(asked.policy))
+    except (OSError, ValueError, KeyError) as error:
+        print(f"fourfold: the policy cannot be read: {error}", file=sys.stderr)
+        return 1
     with ThreadPoolExecutor(max(1, asked.jobs)) as pool:
-        units = list(pool.map(lambda entry: measure(entry, clang, policy), entries))
+        units = list(pool.map(lambda entry: measure(entry, clang, host), entries))
     print(report(units), end="")
     return 0
 

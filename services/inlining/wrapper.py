@@ -3,32 +3,26 @@
 Run as `python -m services.inlining.wrapper [--clang COMMAND] [--policy FOLDER] [--fast] -- ARGUMENTS`. It compiles as
 stock does and as advised, side by side, and the smaller object stays; at a tie stock's. `--fast` compiles once, as
 advised. Whatever is not one compile for size of one source, and whatever goes wrong, is plain clang's; the reason is a
-line on standard error (FOURFOLD_QUIET=1 keeps even that away).
+line on standard error (FOURFOLD_QUIET=1 keeps even that away). What a compile does not need is imported where it is
+used, since a build starts this for every file.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from services.inlining.channel import Channel, ChannelBroken
-
-if TYPE_CHECKING:
-    from services.inlining.policy import Policy
+from services.inlining.resident import host_resident, runtime_folder
 
 NAMES = ("clang-22", "clang-21", "clang-20", "clang-19", "clang")
 SOURCES = {".c", ".cc", ".cpp", ".cxx", ".C", ".m", ".i", ".ii", ".bc", ".ll"}
 SIZE_LEVELS = {"-Oz", "-Os"}
-SECONDS = 3600.0
+Host = Callable[[Channel, int], None]  # answers on the channel until the compiler of the pidfd has ended
 # Compiles that make no object, or more than one file of it.
 _OTHER = {"-E", "-S", "-M", "-MM", "-fsyntax-only", "-emit-llvm", "-gsplit-dwarf", "--coverage", "-", "--analyze"}
 # Of the advised compile beside stock's: what would write the same files a second time.
@@ -42,13 +36,15 @@ class Fallback(Exception):
     """Why plain clang does it."""
 
 
-@dataclass(frozen=True)
 class Compile:
-    """One source to one object."""
+    """One source to one object; `arguments` are all of them, as given."""
 
-    source: str
-    output: str
-    arguments: list[str]  # all of them, as given
+    __slots__ = ("arguments", "output", "source")
+
+    def __init__(self, source: str, output: str, arguments: list[str]) -> None:
+        self.source = source
+        self.output = output
+        self.arguments = arguments
 
     def beside(self, output: str) -> list[str]:
         """The arguments for a second compile of it to another object, which writes nothing else."""
@@ -95,7 +91,11 @@ def find_clang(given: str | None) -> list[str]:
     """The user's clang as a command: given, in FOURFOLD_CLANG, or the newest on the path; raises Fallback."""
     asked = given or os.environ.get("FOURFOLD_CLANG")
     if asked:
+        import shlex
+
         return shlex.split(asked)
+    import shutil
+
     for name in NAMES:
         found = shutil.which(name)
         if found is not None:
@@ -110,7 +110,7 @@ def policy_folder(given: str | None) -> Path:
 
 
 def advised(
-    clang: Sequence[str], arguments: Sequence[str], policy: Path, folder: Path, quiet: bool, where: str | None = None
+    clang: Sequence[str], arguments: Sequence[str], host: Host, folder: Path, quiet: bool, where: str | None = None
 ) -> int:
     """Compile with every decision the policy's: clang's exit status; Fallback where it spoke no channel we know."""
     with Channel(folder, str(folder / "channel")) as channel:
@@ -125,8 +125,7 @@ def advised(
         try:
             watch = os.pidfd_open(process.pid)
             try:
-                decide = _Deciding(_load(policy))
-                channel.host(decide, watch, SECONDS)
+                host(channel, watch)
                 return process.wait()
             finally:
                 os.close(watch)
@@ -138,37 +137,23 @@ def advised(
                 process.wait()
 
 
-def _load(folder: Path) -> Policy:
-    # Here and not above: by now clang runs, and NumPy loads beside it.
-    from services.inlining.policy import load_policy
-
-    return load_policy(folder)
-
-
-class _Deciding:
-    def __init__(self, policy: Policy) -> None:
-        self._decide = policy.decide
-
-    def __call__(self, features_F: object) -> int:
-        return self._decide(features_F[:-1])[0]  # pyright: ignore[reportIndexIssue, reportUnknownArgumentType]
-
-
-def compile_smaller(clang: Sequence[str], wanted: Compile, policy: Path) -> int:
+def compile_smaller(clang: Sequence[str], wanted: Compile, host: Host, folder: Path) -> int:
     """Stock and advised side by side; the smaller object is left. Stock's words and exit status are the answer."""
     target = Path(wanted.output)
-    folder = Path(tempfile.mkdtemp(prefix="fourfold-clang-"))
     stock = subprocess.Popen([*clang, *wanted.arguments], stdin=subprocess.DEVNULL)
     try:
         smaller = folder / "object.o"
         trouble = None
         try:
-            status = advised(clang, wanted.beside(str(smaller)), policy, folder, quiet=True)
+            status = advised(clang, wanted.beside(str(smaller)), host, folder, quiet=True)
             if status != 0:
                 trouble = f"the advised compile ended with {status}"
         except Fallback as error:
             trouble = str(error)
         code = stock.wait()
         if code == 0 and trouble is None and text_of(smaller) < text_of(target):
+            import shutil
+
             # Into its folder first: the replacement is then one step, and the mode is clang's own.
             draft = target.with_name(f".{target.name}.{os.getpid()}")
             shutil.copyfile(smaller, draft)
@@ -183,21 +168,17 @@ def compile_smaller(clang: Sequence[str], wanted: Compile, policy: Path) -> int:
         if stock.poll() is None:
             stock.kill()
             stock.wait()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def compile_fast(clang: Sequence[str], wanted: Compile, policy: Path) -> int:
+def compile_fast(clang: Sequence[str], wanted: Compile, host: Host, folder: Path) -> int:
     """Once, as advised; plain clang again where that fails."""
-    folder = Path(tempfile.mkdtemp(prefix="fourfold-clang-"))
     try:
-        status = advised(clang, wanted.arguments, policy, folder, quiet=False)
+        status = advised(clang, wanted.arguments, host, folder, quiet=False)
         if status == 0:
             return 0
         reason = f"the advised compile ended with {status}"
     except Fallback as error:
         reason = str(error)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     _note(f"plain clang for {wanted.source}: {reason}")
     return subprocess.call([*clang, *wanted.arguments])
 
@@ -237,9 +218,21 @@ def main(given: Sequence[str]) -> int:
     wanted = understand(arguments)
     if wanted is None:
         os.execvp(clang[0], [*clang, *arguments])
-    folder = policy_folder(options["--policy"])
+    policy = policy_folder(options["--policy"])
+    try:
+        folder = runtime_folder() / os.urandom(8).hex()
+        folder.mkdir()
+    except OSError as error:
+        _note(f"plain clang for {wanted.source}: {error}")
+        os.execvp(clang[0], [*clang, *arguments])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    return (compile_fast if fast else compile_smaller)(clang, wanted, folder)
+    try:
+        compile_ = compile_fast if fast else compile_smaller
+        return compile_(clang, wanted, lambda channel, ended: host_resident(policy, channel, ended), folder)
+    finally:
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
 
 
 if __name__ == "__main__":

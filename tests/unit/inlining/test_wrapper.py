@@ -1,12 +1,17 @@
 """`fourfold clang` and the report on a build, with the ziglang package's clang and Debian's where it is installed."""
 
+import contextlib
 import json
 import os
 import shutil
+import socket
+import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import ziglang
 
@@ -41,9 +46,18 @@ def build(tmp_path):
     return tmp_path
 
 
-def fourfold_clang(build, policy, clang, *arguments, options=()):
+@pytest.fixture
+def runtime(tmp_path_factory, monkeypatch):
+    """Where a resident policy listens; it ends when its socket is gone."""
+    folder = tmp_path_factory.mktemp("run")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    yield folder / f"fourfold-{os.getuid()}"
+    shutil.rmtree(folder)
+
+
+def fourfold_clang(build, policy, clang, *arguments, options=(), resident=False):
     command = [sys.executable, "-P", "-m", "fourfold", "clang", "--clang", clang, "--policy", str(policy), *options]
-    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    environment = {**os.environ, "PYTHONWARNINGS": "error", "FOURFOLD_RESIDENT": "1" if resident else "0"}
     return subprocess.run(
         [*command, "--", *arguments], cwd=build, capture_output=True, text=True, env=environment, check=False
     )
@@ -74,6 +88,68 @@ def test_fast_compiles_once_as_the_policy_says(build, policies, clang):
     done = fourfold_clang(build, policies["bad"], clang, "-Oz", "-c", "parser.c", options=["--fast"])
     assert (done.returncode, done.stderr) == (0, "")
     assert (build / "parser.o").read_bytes() != (build / "stock.o").read_bytes()
+
+
+def compiled_fast(build, policy, name, resident=True):
+    arguments = ["-Oz", "-c", f"{name}.c", "-o", f"{name}.o"]
+    done = fourfold_clang(build, policy, ZIG, *arguments, options=["--fast"], resident=resident)
+    assert (done.returncode, done.stderr) == (0, "")
+    return (build / f"{name}.o").read_bytes()
+
+
+def listening(runtime):
+    """The resident's process, once it listens."""
+    for _ in range(300):
+        with socket.socket(socket.AF_UNIX) as connection:
+            for place in runtime.iterdir():
+                if "." not in place.name and place.is_socket():
+                    with contextlib.suppress(ConnectionRefusedError):  # of a dead one
+                        connection.connect(str(place))
+                        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+                        return psutil.Process(struct.unpack("3i", peer)[0])
+        time.sleep(0.1)
+    raise AssertionError("no resident policy listens")
+
+
+def answers(resident):
+    """Grows with every child that has answered: the pages that those touched."""
+    return int(Path(f"/proc/{resident.pid}/stat").read_text().rpartition(")")[2].split()[8])
+
+
+def test_the_resident_policy_decides_as_the_wrapper_does(build, policies, runtime):
+    alone = {name: compiled_fast(build, policies["bad"], name, resident=False) for name in PROGRAMS}
+    assert not any(path.is_socket() for path in runtime.iterdir())
+    assert compiled_fast(build, policies["bad"], "parser") == alone["parser"]  # starts it
+    resident = listening(runtime)
+    before = answers(resident)
+    assert {name: compiled_fast(build, policies["bad"], name) for name in PROGRAMS} == alone
+    assert listening(runtime) == resident
+    assert answers(resident) > before
+    assert [path.name for path in runtime.iterdir() if not path.is_socket()] == []  # the wrappers leave nothing
+    # Nothing of a build's is held: no pipe, no terminal, no folder.
+    assert resident.cwd() == "/"
+    assert {os.readlink(f"/proc/{resident.pid}/fd/{number}") for number in range(3)} == {"/dev/null"}
+    place = next(path for path in runtime.iterdir() if path.is_socket())
+    place.unlink()
+    resident.wait(20)
+
+
+def test_a_resident_policy_that_dies_or_is_old_stops_no_build(build, policies, runtime):
+    stock = compiled_fast(build, policies["good"], "parser")
+    listening(runtime).kill()  # its socket stays
+    assert compiled_fast(build, policies["good"], "parser") == stock
+    first = listening(runtime)
+    os.utime(next(policies["good"].iterdir()))  # another policy now: the old one is not asked
+    assert compiled_fast(build, policies["good"], "parser") == stock
+    assert first.is_running()
+
+
+def test_a_folder_that_others_may_enter_is_not_used(build, policies, runtime):
+    runtime.mkdir(mode=0o755)
+    done = fourfold_clang(build, policies["good"], ZIG, "-Oz", "-c", "queue.c", resident=True)
+    assert done.returncode == 0
+    assert "is not a folder of this user's alone" in done.stderr
+    assert (build / "queue.o").exists()
 
 
 def test_trouble_is_plain_clang_and_one_line(build, tmp_path_factory):
