@@ -249,7 +249,7 @@ def _told(
                 f"A trigger turns {worst.stamped.value:.0%} of other classes' examples into {label!r}; "
                 f"{len(worst.shared.carriers)} training examples carry it."
             ),
-            advice="Remove the examples named from the training set, find out where they came from, and train again.",
+            advice="Remove what carries it from the training set, find out where it came from, and train again.",
             notes=tuple(notes),
             evidence=tuple(evidence),
         )
