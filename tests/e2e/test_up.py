@@ -17,6 +17,7 @@ import trimesh
 import tritonclient.http as triton
 from PIL import Image, ImageFilter
 from pyarrow import parquet
+from skimage import data
 from sklearn.datasets import load_sample_images
 
 from fourfold import ApiError, Client
