@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -213,6 +213,31 @@ class Subject(Protocol):
     def continuous(self, examples: Examples) -> Continuous:
         """The examples as a tensor that triggers can be put on."""
         ...
+
+
+class ServedAlone:
+    """The trainable side of a subject whose bundles hold served graphs alone: none of it can be had."""
+
+    def module(self) -> NoReturn:
+        raise NotAssessed("The version carries no trainable weights: its bundle holds the served graphs alone.")
+
+    def fit(self, examples: Examples | None, seed: int, context: Context) -> NoReturn:
+        raise NotAssessed("A training of this domain takes too long to be repeated for an audit.")
+
+    def batches(self, examples: Examples, size: int) -> NoReturn:
+        self.module()
+
+    def loss(self, module: Any, batch: Any) -> NoReturn:
+        self.module()
+
+    def outputs(self, module: Any, batch: Any) -> NoReturn:
+        self.module()
+
+    def features(self, module: Any, batch: Any) -> NoReturn:
+        self.module()
+
+    def continuous(self, examples: Examples) -> NoReturn:
+        self.module()
 
 
 class OnOtherData:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from services.iqa.datasets import LEAST_SOURCES, TABLE, Record, find_photographs
 from services.iqa.evaluate import read_pixels
 from services.iqa.schemas import TrainConfig
 from services.iqa.train import parts_of
-from shared.auditing import Assessment, Context, Continuous, Examples, Floats, Kind, NotAssessed, Perturbation
+from shared.auditing import Assessment, Context, Examples, Floats, Kind, NotAssessed, Perturbation, ServedAlone
 from shared.bundles import Bundle
 from shared.jobs.config import read_config
 from shared.jobs.context import JobStopped, LocalContext, StopReason
@@ -55,7 +55,7 @@ def subject(bundle: Bundle, data: Path | None, context: Context) -> IqaSubject:
     return IqaSubject(bundle, data, context)
 
 
-class IqaSubject:
+class IqaSubject(ServedAlone):
     kind: Kind = "regression"
     classes: tuple[str, ...] = ()
     error_name = "absolute error of the score"
@@ -110,31 +110,6 @@ class IqaSubject:
     def uncertainty(self, examples: Examples) -> Floats:
         """1 − the `confidence` that is served."""
         return np.array([1 - answer.confidence for answer in self._answers(examples)])
-
-    # -- the trainable side
-
-    def module(self) -> NoReturn:
-        raise NotAssessed(
-            "The version carries no trainable weights: of this domain bundles hold the served graphs alone."
-        )
-
-    def fit(self, examples: Examples | None, seed: int, context: Context) -> NoReturn:
-        raise NotAssessed("A training of this domain takes hours; it is not repeated for an audit.")
-
-    def batches(self, examples: Examples, size: int) -> NoReturn:
-        self.module()
-
-    def loss(self, module: Any, batch: Any) -> NoReturn:
-        self.module()
-
-    def outputs(self, module: Any, batch: Any) -> NoReturn:
-        self.module()
-
-    def features(self, module: Any, batch: Any) -> NoReturn:
-        self.module()
-
-    def continuous(self, examples: Examples) -> Continuous:
-        self.module()
 
     # -- parts
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from services.pointcloud.features import Cloud
 from services.pointcloud.neighbours import local_features, normalise
 from services.pointcloud.schemas import TrainConfig
 from services.pointcloud.train import prepare
-from shared.auditing import Assessment, Context, Continuous, Examples, Floats, Kind, NotAssessed, Perturbation
+from shared.auditing import Assessment, Context, Examples, Floats, Kind, NotAssessed, Perturbation, ServedAlone
 from shared.bundles import Bundle
 from shared.jobs.config import read_config
 from shared.jobs.context import JobStopped
@@ -37,7 +37,7 @@ def subject(bundle: Bundle, data: Path | None, context: Context) -> PointcloudSu
     return PointcloudSubject(bundle, data, context)
 
 
-class PointcloudSubject:
+class PointcloudSubject(ServedAlone):
     kind: Kind = "regression"
     classes: tuple[str, ...] = ()
     error_name = "Chamfer distance of the reconstruction"
@@ -109,33 +109,6 @@ class PointcloudSubject:
     def uncertainty(self, examples: Examples) -> Floats:
         """How badly the version reconstructs what it is given: the `error` that is served."""
         return self.assess(examples).error_N
-
-    # -- the trainable side
-
-    def module(self) -> NoReturn:
-        raise NotAssessed(
-            "The version carries no trainable weights: of this domain bundles hold the served graphs alone."
-        )
-
-    def fit(self, examples: Examples | None, seed: int, context: Context) -> NoReturn:
-        raise NotAssessed(
-            "A training of this domain takes the better part of an hour; it is not repeated for an audit."
-        )
-
-    def batches(self, examples: Examples, size: int) -> NoReturn:
-        self.module()
-
-    def loss(self, module: Any, batch: Any) -> NoReturn:
-        self.module()
-
-    def outputs(self, module: Any, batch: Any) -> NoReturn:
-        self.module()
-
-    def features(self, module: Any, batch: Any) -> NoReturn:
-        self.module()
-
-    def continuous(self, examples: Examples) -> Continuous:
-        self.module()
 
     # -- parts
 
