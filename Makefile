@@ -44,8 +44,9 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
+# Two files of tests at a time: most of the long ones wait for the processes that they started.
 test: setup check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 format: setup
 	$(BIN)/ruff check --fix .

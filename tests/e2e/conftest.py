@@ -1,4 +1,4 @@
-"""What the console's tests share: one started product, and a browser for each file of tests."""
+"""What each file of the console's tests has: a started product, and a browser."""
 
 import pytest
 
@@ -6,9 +6,9 @@ from tests.browser import browser, browser_path
 from tests.running import Up
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """What `make up` starts, for all tests of the console."""
+    """What `make up` starts, for a file of tests of the console."""
     browser_path()  # without one there is nothing to start it for
     up = Up(tmp_path_factory.mktemp("console") / "home")
     yield up
