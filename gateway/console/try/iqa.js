@@ -25,7 +25,7 @@ export async function page(root, { title, signal }) {
     h("p", {}, "A score from 0 (worst) to 100 (best), learnt from generated distortions: a full-reference proxy, nobody's opinion."),
     verdict,
     h("div", { class: "columns" }, slots[0].element, second),
-    more,
+    h("p", {}, more),
     commands.panel,
   );
   changed();
