@@ -240,10 +240,12 @@ def test_from_photographs_to_a_served_version_and_back(up, tmp_path):
     assert compared.returncode == 0, compared.stdout + compared.stderr
     assert re.search(r"srcc beside version 1: [+-]\d\.\d{4} \(95 %", compared.stdout)
     assert up.run("models", "canary", "iqa", version, "--weight", "0.5").returncode == 0
-    up.until(lambda: serves(f"iqa/{version}"), 10)
     with Client(up.url, up.key) as client:
-        answered = {client.score(photos / "coffee.png")["model"] for _ in range(40)}
-        assert answered == {"iqa/1", f"iqa/{version}"}
+
+        def answering():
+            return {client.score(photos / "coffee.png")["model"] for _ in range(20)}
+
+        up.until(lambda: answering() == {"iqa/1", f"iqa/{version}"}, 10)
         rows = client.request("GET", "/v2/models/stats")["model_stats"]
         counted = {row["version"] for row in rows if row["name"] == "iqa" and row["inference_count"]}
         assert counted == {"1", version}
