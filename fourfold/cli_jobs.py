@@ -153,8 +153,8 @@ def follow(client: Any, job_id: str) -> None:
             data = event["data"]
             if event["event"] == "progress":
                 figures = "  ".join(f"{name} {value:.4g}" for name, value in data["metrics"].items())
-                left = data["seconds_left"]
-                print(f"{data['step']}/{data['total']}  {figures}  {_duration(left)} left", flush=True)
+                left = "" if data["seconds_left"] is None else f"  {_duration(data['seconds_left'])} left"
+                print(f"{data['step']}/{data['total']}  {figures}{left}", flush=True)
             elif event["event"] == "state":
                 asked = data["state"] == "running" and data["cancel_requested_at"]
                 print(f"{data['state']}{', stopping' if asked else ''}  {_outcome(data)}".rstrip(), flush=True)

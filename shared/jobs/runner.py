@@ -236,8 +236,9 @@ class WorkerContext(LocalContext):
         super().report(step=step, total=total, **metrics)
         place, job = self._place, self._job
         now = time.time()
-        self._first = step - 1 if self._first is None else self._first
-        left = (time.monotonic() - self._started) / max(1, step - self._first) * (total - step)
+        self._first = max(0, step - 1) if self._first is None else self._first
+        taken = (time.monotonic() - self._started) / (step - self._first) if step > self._first else None
+        left = None if taken is None else round(taken * (total - step), 1)  # unknown before a first step
         # JSON, and with it PostgreSQL, has no NaN and no infinity: the log has told of them.
         finite = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         point = Point(step, now, finite)
@@ -254,7 +255,7 @@ class WorkerContext(LocalContext):
         )
         persist(lambda: place.store.add_point(job.id, point))
         self.mirror.point(step, point.metrics)
-        event = {"step": step, "total": total, "time": now, "metrics": point.metrics, "seconds_left": round(left, 1)}
+        event = {"step": step, "total": total, "time": now, "metrics": point.metrics, "seconds_left": left}
         with suppress(OSError):  # the store has the point; only the live stream misses it
             place.events.add(job.id, "progress", event)
 

@@ -200,13 +200,16 @@ def submitted(place, digest, **asked):
     return place.store.submit(job)[0]
 
 
-def test_an_audit_is_kept_beside_the_version_once(place, made):
+async def test_an_audit_is_kept_beside_the_version_once(place, made):
     digest = stored(place, made("good")[1])
     job = submitted(place, digest)
     run_job(place, job.id)
     ended = place.store.get(job.id)
     assert ended.state is JobState.SUCCEEDED, place.files.log(job.id)
     assert (ended.step, ended.total) == (200, 200)
+    told = [event.data["seconds_left"] for event in await place.events.read(job.id)]
+    assert told[0] is None  # nothing is done yet: nobody knows
+    assert all(0 <= left < 600 for left in told[1:])
     [record] = AuditRecords(place.models).of_version("bots", 1)
     assert ended.result is not None
     assert (ended.result["verdict"], ended.result["digest"]) == ("passes", record.digest)
@@ -236,7 +239,8 @@ def test_two_audits_at_once_do_not_meet(place, made):
 
 def test_an_audit_that_is_cancelled_leaves_nothing(place, made):
     digest = stored(place, made("good")[1])
-    job = submitted(place, digest)
+    # With a training, which takes longer than it takes to hear of a cancellation.
+    job = submitted(place, digest, checks=["landscape"], budget="full")
     thread = threading.Thread(target=run_job, args=(place, job.id))
     thread.start()
     while place.store.get(job.id).state is JobState.QUEUED:
