@@ -1,5 +1,21 @@
 // The files that a person chose or dropped, with the paths that they have in a data set.
 
+/** Make `place` one where things are dropped: it shows when they are over it, and `taken(transfer)` gets what falls. */
+export function dropZone(place, taken) {
+  const over = (event) => {
+    event.preventDefault();
+    place.classList.add("over");
+  };
+  place.addEventListener("dragenter", over);
+  place.addEventListener("dragover", over);
+  place.addEventListener("dragleave", () => place.classList.remove("over"));
+  place.addEventListener("drop", (event) => {
+    event.preventDefault();
+    place.classList.remove("over");
+    taken(event.dataTransfer);
+  });
+}
+
 /** [{path, file}] of file inputs: paths are relative to the chosen folder, hidden files are left out. */
 export function chosen(inputs) {
   const files = inputs.flatMap((input) => [...input.files]);

@@ -12,7 +12,7 @@ import numpy as np
 from services.audits.report import Check
 from shared.audit_report import Budget
 from shared.auditing import Context, Examples, Subject
-from shared.jobs.context import JobStopped, StopReason
+from shared.jobs.context import StopReason, check_stop
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Checking:
 
     def check_stop(self) -> None:
         """Raise JobStopped where the audit is to end; ask it every step."""
-        if (reason := self.within.should_stop()) is not None:
-            raise JobStopped(reason)
+        check_stop(self.within)
 
     def random(self, *purpose: int) -> np.random.Generator:
         """A generator of its own for each purpose, from the audit's seed."""

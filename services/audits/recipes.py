@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from services.audits.phase_diagram import phase_diagram
 from services.audits.red_team import red_team
 from services.audits.scaling import scaling
 from services.audits.schemas import DistilConfig, ImageRecipe, PhaseDiagramConfig, RedTeamConfig, ScalingConfig
-from shared.jobs.context import JobStopped, TrainingContext
+from shared.jobs.context import TrainingContext, check_stop
 
 FILE = "figures.json"
 Run = Callable[[Any, Path | None, TrainingContext], tuple[Path, dict[str, Any]]]
@@ -37,17 +38,12 @@ def _runs(
     def run(config: ImageRecipe, data: Path | None, context: TrainingContext) -> tuple[Path, dict[str, Any]]:
         """`figures.json` with the rows of the recipe over the image set in `data` (scikit-learn's digits if None), and
         a summary with the same as a table. Raises BadImageSet or JobStopped."""
-
-        def stop() -> None:
-            if (reason := context.should_stop()) is not None:
-                raise JobStopped(reason)
-
         torch.set_num_threads(config.threads)
         images = digits() if data is None else load_image_set(data)
         parts = list(pieces(config))
         rows: list[dict[str, Any]] = []
         for number, part in enumerate(parts):
-            rows += recipe(part, images, stop)
+            rows += recipe(part, images, partial(check_stop, context))
             context.report(step=number + 1, total=len(parts))
         told = {"config": config.model_dump(mode="json"), "images": len(images.label_N), "rows": rows}
         path = context.artefact(FILE)
@@ -60,10 +56,7 @@ def _runs(
 def distilled(config: DistilConfig, data: Path | None, context: TrainingContext) -> tuple[Path, dict[str, Any]]:
     """`distilled.npz`: an image set of `per_class` synthetic images a class, as bytes, beside the test images that it
     was measured on; the summary has the accuracy of networks trained on it and on as many real images."""
-
-    def stop() -> None:
-        if (reason := context.should_stop()) is not None:
-            raise JobStopped(reason)
+    stop = partial(check_stop, context)
 
     def share(done: float) -> None:
         context.report(step=int(100 * done), total=100)

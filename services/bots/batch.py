@@ -28,7 +28,7 @@ from services.bots.model import AccountNet, CompressedRows, Relation
 from services.bots.schemas import GraphConfig, TrainConfig
 from services.bots.text import PACKAGED, WrongEncoder, encoder
 from shared.bundles import Bundle
-from shared.jobs.context import JobStopped, TrainingContext
+from shared.jobs.context import TrainingContext, check_stop
 
 
 def score_graph(
@@ -40,8 +40,7 @@ def score_graph(
     context.report(step=1, total=3, accounts=len(graph.ids), edges=len(graph.edges))
     calibration = load_calibration(bundle.path(FILE))
     model = load_network(bundle, calibration)
-    if (reason := context.should_stop()) is not None:
-        raise JobStopped(reason)
+    check_stop(context)
     columns = score_arrays(model, calibration, graph, prior=config.prior, min_confidence=config.min_confidence)
     context.report(step=2, total=3)
     path = context.artefact("scores.parquet")

@@ -41,7 +41,7 @@ from services.bots.contrastive import (
 )
 from services.bots.graph_sets import DEGREE_CAP, BadGraphSet, Graph, GraphSet, load_set
 from shared.jobs.config import ConfigInvalid, RecipeConfig, read_config
-from shared.jobs.context import JobStopped, LocalContext, TrainingContext
+from shared.jobs.context import LocalContext, TrainingContext, check_stop
 
 AugmentationName = Literal["nodes", "edges", "mask", "subgraph", "text", "none"]
 PENALTIES = tuple(10.0**power for power in range(-3, 4))
@@ -161,8 +161,7 @@ def _measure(
 
     def watch(epoch: int, loss: float) -> None:
         context.logger.debug("epoch %d loss %.4f", epoch, loss)
-        if (reason := context.should_stop()) is not None:
-            raise JobStopped(reason)
+        check_stop(context)
 
     settings = ContrastSettings(config.epochs, config.batch_size, config.learning_rate, config.temperature)
     contrast(encoder, graphs, table[variant], settings, np.random.default_rng(seed), watch)

@@ -35,7 +35,7 @@ from services.bots.schemas import TrainConfig
 from shared.bundles import Bundle, Comparison, Metric
 from shared.datasets import folder_digest
 from shared.jobs.config import read_config
-from shared.jobs.context import JobStopped, TrainingContext
+from shared.jobs.context import TrainingContext, check_stop
 from shared.jobs.shell import run_from_shell
 from shared.problems import FourfoldError
 from shared.settings import ServiceSettings
@@ -133,8 +133,7 @@ def fit(config: TrainConfig, prepared: Prepared, context: TrainingContext) -> Ac
         best = _part(state, "best.")
         _restore(model, optimizer, state)
     for epoch in range(int(first), config.epochs):
-        if (reason := context.should_stop()) is not None:
-            raise JobStopped(reason)
+        check_stop(context)
         torch.manual_seed(config.seed * 1_000_003 + epoch)  # so that a resumed training repeats the epoch exactly
         model.train()
         optimizer.zero_grad(set_to_none=True)

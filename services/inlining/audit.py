@@ -30,7 +30,7 @@ from services.inlining.schemas import TrainConfig
 from shared.auditing import Assessment, Context, Continuous, Examples, Floats, Kind, NotAssessed, Perturbation
 from shared.bundles import Bundle
 from shared.jobs.config import read_config
-from shared.jobs.context import JobStopped
+from shared.jobs.context import check_stop
 from shared.settings import ServiceSettings
 
 MODULES = {"train": 40, "test": 40}  # whose call sites are measured, at most; about a second each
@@ -139,8 +139,7 @@ class InliningSubject:
         torch.manual_seed(seed)
         net = PolicyNet(self.module().quantiles_FQ.numpy())
         clone(net, features_NF, stock_N, config)
-        if (reason := context.should_stop()) is not None:
-            raise JobStopped(reason)
+        check_stop(context)
         if config.method == "imitate":
             labels = Labels(features_NF, stock_N, self._worth(training))
             imitate(net, labels, features_NF, stock_N, config.anchors[0], config)
@@ -212,8 +211,7 @@ class InliningSubject:
         names: list[str] = []
         programs: list[str] = []
         for number in np.sort(order):
-            if (reason := self._context.should_stop()) is not None:
-                raise JobStopped(reason)
+            check_stop(self._context)
             unit = units[int(number)]
             try:
                 labels = measure(inspect_module(unit.read()), RUNS, [self._config.seed, int(number)])

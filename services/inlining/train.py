@@ -33,7 +33,7 @@ from services.inlining.schemas import TrainConfig
 from shared.bundles import Bundle, Comparison, Metric
 from shared.datasets import folder_digest
 from shared.jobs.config import read_config
-from shared.jobs.context import JobStopped, TrainingContext
+from shared.jobs.context import TrainingContext, check_stop
 from shared.jobs.shell import run_from_shell
 
 Ints = NDArray[np.int64]
@@ -115,8 +115,7 @@ class _Progress:
         self.state: State = dict(context.restore() or {})
 
     def check(self) -> None:
-        if (reason := self.context.should_stop()) is not None:
-            raise JobStopped(reason)
+        check_stop(self.context)
 
     def keep(self, **arrays: NDArray[Any]) -> None:
         self.state |= arrays

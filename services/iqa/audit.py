@@ -25,7 +25,7 @@ from services.iqa.train import parts_of
 from shared.auditing import Assessment, Context, Examples, Floats, Kind, NotAssessed, Perturbation, ServedAlone
 from shared.bundles import Bundle
 from shared.jobs.config import read_config
-from shared.jobs.context import JobStopped, LocalContext, StopReason
+from shared.jobs.context import LocalContext, StopReason, check_stop
 from shared.problems import InputError
 from shared.settings import ServiceSettings
 
@@ -116,8 +116,7 @@ class IqaSubject(ServedAlone):
     def _answers(self, examples: Examples) -> list[predict.Quality]:
         found: list[predict.Quality] = []
         for picture in examples.inputs:
-            if (reason := self._context.should_stop()) is not None:
-                raise JobStopped(reason)
+            check_stop(self._context)
             [answer] = self._predictor.predict([picture.read()])
             if isinstance(answer, Exception):
                 raise answer

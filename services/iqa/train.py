@@ -44,7 +44,7 @@ from services.iqa.synthesise import is_photographic, least_width, pristine_views
 from shared.bundles import Bundle, Comparison
 from shared.datasets import folder_digest
 from shared.jobs.config import read_config
-from shared.jobs.context import JobStopped, TrainingContext
+from shared.jobs.context import TrainingContext, check_stop
 from shared.jobs.shell import run_from_shell
 from shared.problems import FourfoldError
 
@@ -136,7 +136,7 @@ def _synthetic(config: TrainConfig, photographs: Path, context: TrainingContext)
             share=config.synthetic_share,
             seed=config.seed,
             width=config.synthetic_width,
-            watch=lambda: _check_stop(context),
+            watch=lambda: check_stop(context),
         )
     if distributed.is_initialized():
         distributed.barrier()
@@ -146,11 +146,6 @@ def _synthetic(config: TrainConfig, photographs: Path, context: TrainingContext)
 def _rank() -> int:
     """This process's number among those that share the training; 0 is the only one that writes."""
     return distributed.get_rank() if distributed.is_initialized() else 0
-
-
-def _check_stop(context: TrainingContext) -> None:
-    if (reason := context.should_stop()) is not None:
-        raise JobStopped(reason)
 
 
 def fit(
@@ -260,7 +255,7 @@ def _train_epoch(
         model.backbone.eval()  # ImageNet's batch statistics: crops of a few photographs are too alike for new ones
     losses: list[float] = []
     for start in range(0, len(order) - config.batch_size + 1, config.batch_size):
-        _check_stop(context)
+        check_stop(context)
         batch = order[start : start + config.batch_size]
         # Every process draws every crop, so that any number of them sees the same batches.
         places = [_place(images.size(index), config.crop, random) for index in batch]

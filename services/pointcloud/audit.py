@@ -23,7 +23,7 @@ from services.pointcloud.train import prepare
 from shared.auditing import Assessment, Context, Examples, Floats, Kind, NotAssessed, Perturbation, ServedAlone
 from shared.bundles import Bundle
 from shared.jobs.config import read_config
-from shared.jobs.context import JobStopped
+from shared.jobs.context import check_stop
 from shared.settings import ServiceSettings
 
 QUICK = 120  # shapes; one takes about 50 ms
@@ -142,8 +142,7 @@ class PointcloudSubject(ServedAlone):
     def _answers(self, examples: Examples) -> list[tuple[Points, predict.Answer]]:
         found: list[tuple[Points, predict.Answer]] = []
         for wanted_N3, given_N3 in examples.inputs:
-            if (reason := self._context.should_stop()) is not None:
-                raise JobStopped(reason)
+            check_stop(self._context)
             # As served: a cloud is moved into the unit ball, and its reconstruction back.
             moved = normalise(given_N3)
             cloud = Cloud(*local_features(moved.points_N3), moved.centre_3, moved.scale)

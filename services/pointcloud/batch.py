@@ -19,7 +19,7 @@ from services.pointcloud.neighbours import local_features, normalise
 from services.pointcloud.predict import load
 from services.pointcloud.schemas import DispersionConfig, IndexConfig
 from shared.bundles import Bundle, file_digest
-from shared.jobs.context import JobStopped, TrainingContext
+from shared.jobs.context import TrainingContext, check_stop
 from shared.problems import Unprocessable
 from shared.settings import ServiceSettings
 
@@ -55,8 +55,7 @@ def build_index(
         order = np.random.default_rng(config.seed).permutation(len(unit.points_N3))
         previews.append(np.resize(unit.points_N3[order], (config.previews, 3)))
         if len(names) % REPORT_EVERY == 0:
-            if (reason := context.should_stop()) is not None:
-                raise JobStopped(reason)
+            check_stop(context)
             context.report(step=len(names), total=len(names), shapes=len(names))
         if len(names) % CHECKPOINT_EVERY == 0:
             context.checkpoint({"codewords": np.stack(codewords), "previews": np.stack(previews)})

@@ -28,7 +28,7 @@ from services.pointcloud.evaluate import family_bootstrap
 from services.pointcloud.schemas import DispersionConfig
 from services.pointcloud.single_view import Views, as_input
 from shared.bundles import Bundle
-from shared.jobs.context import JobStopped, TrainingContext
+from shared.jobs.context import TrainingContext, check_stop
 from shared.problems import Unprocessable
 from shared.sessions import OnnxSession
 
@@ -187,8 +187,7 @@ def disperse(
     training, test = parts
     predicted: list[NDArray[np.float32]] = []
     for picture, _ in test:
-        if (reason := context.should_stop()) is not None:
-            raise JobStopped(reason)
+        check_stop(context)
         points = session.infer({"image": as_input([picture]).numpy()})["points"][0]
         predicted.append(points[random.permutation(len(points))[: config.points]])
     context.report(step=3, total=4)

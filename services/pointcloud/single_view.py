@@ -24,7 +24,7 @@ from services.pointcloud.model import FoldingDecoder
 from services.pointcloud.neighbours import local_features
 from services.pointcloud.render import normals, render
 from services.pointcloud.schemas import TrainConfig
-from shared.jobs.context import JobStopped, TrainingContext
+from shared.jobs.context import TrainingContext, check_stop
 
 ViewDecoder = Literal["psgn", "folding", "atlasnet"]
 PATCHES = 4  # of AtlasNet
@@ -230,8 +230,8 @@ def train_epoch(
     for group in optimizer.param_groups:
         group["lr"] = 1e-3 * 0.5 * (1 + math.cos(math.pi * epoch / config.single_view_epochs))
     for start in range(0, len(order) - size + 1, size):
-        if context is not None and (reason := context.should_stop()) is not None:
-            raise JobStopped(reason)
+        if context is not None:
+            check_stop(context)
         drawn = [views.draw(int(index), random) for index in order[start : start + size]]
         points = min(512, min(len(cloud) for _, cloud in drawn))
         target = torch.from_numpy(np.stack([random.permutation(cloud)[:points] for _, cloud in drawn])).to(device)

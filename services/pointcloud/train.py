@@ -30,7 +30,7 @@ from services.pointcloud.single_view import fit_single_view
 from shared.bundles import Bundle, Comparison
 from shared.datasets import folder_digest
 from shared.jobs.config import read_config
-from shared.jobs.context import JobStopped, TrainingContext
+from shared.jobs.context import TrainingContext, check_stop
 from shared.jobs.shell import run_from_shell
 from shared.problems import FourfoldError
 
@@ -170,8 +170,7 @@ def _train_epoch(
     losses: list[float] = []
     model.train()
     for step in range(steps):
-        if (reason := context.should_stop()) is not None:
-            raise JobStopped(reason)
+        check_stop(context)
         share = (epoch + step / steps) / config.epochs
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_share(share)

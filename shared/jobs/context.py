@@ -36,6 +36,18 @@ class JobStopped(FourfoldError):
         self.reason = reason
 
 
+class Stoppable(Protocol):
+    """What can ask for an early end."""
+
+    def should_stop(self) -> StopReason | None: ...
+
+
+def check_stop(asked: Stoppable) -> None:
+    """Raise JobStopped where an early end is asked for; cheap: call it every step."""
+    if (reason := asked.should_stop()) is not None:
+        raise JobStopped(reason)
+
+
 class TrainingContext(Protocol):
     """The recipe's only door to the outside. A recipe is a plain function of (config, data, context)."""
 

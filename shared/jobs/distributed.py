@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from shared.jobs.config import DistributedConfig, RecipeConfig
-from shared.jobs.context import JobStopped, LocalContext, StopReason, TrainingContext
+from shared.jobs.context import JobStopped, LocalContext, StopReason, TrainingContext, check_stop
 from shared.jobs.failures import failure_document
 from shared.jobs.lifeline import end_with_parent
 from shared.problems import FourfoldError
@@ -74,8 +74,7 @@ def launch(module: str, config: DistributedConfig, data: Path, context: Training
             launcher.wait()
     result = folder / "result.json"
     if launcher.returncode or not result.exists():
-        if (reason := context.should_stop()) is not None:
-            raise JobStopped(reason)
+        check_stop(context)
         problem = folder / "problem.json"
         lost = {"title": "A process was lost", "detail": "One of the training's processes ended; the log may say why."}
         raise RankFailed(json.loads(problem.read_text()) if problem.exists() else lost)

@@ -3,7 +3,7 @@
 import { address, get } from "../api.js";
 import { h, replace } from "../dom.js";
 import { ago, bytes, number } from "../format.js";
-import { chosen, dropped } from "../picked.js";
+import { chosen, dropZone, dropped } from "../picked.js";
 import { may } from "../session.js";
 import { empty, failure, shown } from "../states.js";
 import { isArchive, upload } from "../upload.js";
@@ -91,18 +91,7 @@ function uploadForm(kinds, kind, { signal, go }) {
     // The folder's or the archive's name is what most would give.
     if (!name.value && files.length) name.value = (files[0].file.webkitRelativePath.split("/")[0] || files[0].path.split(".")[0]).replace(/[^A-Za-z0-9._-]/g, "-").slice(0, 64);
   };
-  const over = (event) => {
-    event.preventDefault();
-    place.classList.add("over");
-  };
-  place.addEventListener("dragenter", over);
-  place.addEventListener("dragover", over);
-  place.addEventListener("dragleave", () => place.classList.remove("over"));
-  place.addEventListener("drop", async (event) => {
-    event.preventDefault();
-    place.classList.remove("over");
-    take(await dropped(event.dataTransfer));
-  });
+  dropZone(place, async (transfer) => take(await dropped(transfer)));
   const form = h(
     "form",
     { class: "panel" },

@@ -2,6 +2,7 @@
 
 import { h } from "../dom.js";
 import { bytes } from "../format.js";
+import { dropZone } from "../picked.js";
 import { failure, loading } from "../states.js";
 
 /**
@@ -24,18 +25,7 @@ export function dropPlace({ id, label, accept, examples = [], taken: take }) {
     examples.length > 0 && h("div", { class: "actions" }, h("span", { class: "muted" }, "or an example:"), examples.map(fetched)),
     state,
   );
-  const over = (event) => {
-    event.preventDefault();
-    place.classList.add("over");
-  };
-  place.addEventListener("dragenter", over);
-  place.addEventListener("dragover", over);
-  place.addEventListener("dragleave", () => place.classList.remove("over"));
-  place.addEventListener("drop", (event) => {
-    event.preventDefault();
-    place.classList.remove("over");
-    if (event.dataTransfer.files.length) taken(event.dataTransfer.files[0]);
-  });
+  dropZone(place, ({ files }) => files.length && taken(files[0]));
   return place;
 }
 
