@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.pointcloud import predict
-from services.pointcloud.chamfer import nearest_distances
+from services.pointcloud.chamfer import chamfer_max
 from services.pointcloud.features import Cloud
 from services.pointcloud.neighbours import local_features, normalise
 from services.pointcloud.schemas import TrainConfig
@@ -58,7 +58,7 @@ class PointcloudSubject(ServedAlone):
         candidates = random.permutation(np.flatnonzero(split_S == 0))[:8]
         tested = random.permutation(np.flatnonzero(split_S == 2))[:40]
         means = [
-            np.mean([_chamfer(shapes.cloud(int(one))[:512], shapes.cloud(int(other))[:512]) for other in tested])
+            np.mean([chamfer_max(shapes.cloud(int(one))[:512], shapes.cloud(int(other))[:512]) for other in tested])
             for one in candidates
         ]
         return float(min(means))
@@ -78,7 +78,7 @@ class PointcloudSubject(ServedAlone):
         for points_N3, answer in self._answers(examples):
             if answer.points_G3 is None or answer.codeword_W is None:
                 raise NotAssessed("The version reconstructs nothing.")
-            error_N.append(_chamfer(points_N3, answer.points_G3))
+            error_N.append(chamfer_max(points_N3, answer.points_G3))
             codewords.append(answer.codeword_W)
         return Assessment(np.array(error_N), None, np.stack(codewords))
 
@@ -158,11 +158,6 @@ class PointcloudSubject(ServedAlone):
     def _resolution(self) -> int | None:
         source = self._predictor.calibration.source
         return RESOLUTION if source is not None and source.values is None else None
-
-
-def _chamfer(x_N3: NDArray[Any], y_M3: NDArray[Any]) -> float:
-    there, back = nearest_distances(x_N3, y_M3)
-    return float(max(there.mean(), back.mean()))
 
 
 def _unit(points_N3: NDArray[Any]) -> Points:

@@ -51,6 +51,12 @@ def nearest_distances(x_N3: NDArray[np.floating], y_M3: NDArray[np.floating]) ->
     return there, np.asarray(KDTree(x_N3).query(y_M3)[0], np.float64)
 
 
+def chamfer_max(x_N3: NDArray[np.floating], y_M3: NDArray[np.floating]) -> float:
+    """The `max` form of one pair in units of the points, without torch, gradient and the 1e-6."""
+    there, back = nearest_distances(x_N3, y_M3)
+    return max(float(there.mean()), float(back.mean()))
+
+
 def _counts(points_BN3: Tensor, counts_B: Tensor | None) -> list[int]:
     counts = [points_BN3.shape[1]] * points_BN3.shape[0] if counts_B is None else [int(count) for count in counts_B]
     if min(counts, default=1) < 1:

@@ -18,7 +18,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from services.pointcloud.chamfer import chamfer, nearest_distances
+from services.pointcloud.chamfer import chamfer, chamfer_max
 from services.pointcloud.datasets import Shapes
 from services.pointcloud.model import Autoencoder, DGCNNEncoder, GraphEncoder
 from services.pointcloud.neighbours import local_features
@@ -186,6 +186,5 @@ def nearest_shape_errors(
     found: list[float] = []
     for index in test:
         cloud = shapes.cloud(index)[:points]
-        pairs = (nearest_distances(cloud, shapes.cloud(other)[:points]) for other in training)
-        found.append(min(max(there.mean(), back.mean()) for there, back in pairs))
+        found.append(min(chamfer_max(cloud, shapes.cloud(other)[:points]) for other in training))
     return np.array(found)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from services.pointcloud import surface
 from services.pointcloud.calibration import FILE, Calibration, Source, Views, load_calibration
-from services.pointcloud.chamfer import nearest_distances
+from services.pointcloud.chamfer import chamfer_max, nearest_distances
 from services.pointcloud.classifier import Classifier, fit_classifier
 from services.pointcloud.datasets import Shapes, capped
 from services.pointcloud.evaluate import (
@@ -278,8 +278,7 @@ def served_errors(
         features, neighbours = batch_of([shapes.cloud(index)[: config.points[1]]])
         code = encoder.infer({"features": features.numpy(), "neighbours": neighbours.numpy()})["codeword"]
         given = {"codeword": code} | ({"source": source.points()} if source is not None else {})
-        there, back = nearest_distances(features[0, :, :3].numpy(), decoder.infer(given)["points"][0])
-        found.append(max(float(there.mean()), float(back.mean())))
+        found.append(chamfer_max(features[0, :, :3].numpy(), decoder.infer(given)["points"][0]))
     return np.array(found)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.pointcloud import codec
-from services.pointcloud.chamfer import nearest_distances
+from services.pointcloud.chamfer import chamfer_max
 from services.pointcloud.datasets import load_shapes, with_splits
 from services.pointcloud.features import Cloud
 from services.pointcloud.neighbours import local_features, normalise
@@ -62,11 +62,6 @@ def coders(predictor: PointcloudPredictor) -> dict[str, Coder]:
     return found
 
 
-def largest(first_N3: Floats, second_M3: Floats) -> float:
-    there, back = nearest_distances(first_N3, second_M3)
-    return max(float(there.mean()), float(back.mean()))
-
-
 def measure(predictor: PointcloudPredictor, clouds: list[Floats], points: int) -> list[dict[str, Any]]:
     """A row a codec: mean bytes, and mean distances with their 95 % intervals over the shapes."""
     rows: list[dict[str, Any]] = []
@@ -83,8 +78,8 @@ def measure(predictor: PointcloudPredictor, clouds: list[Floats], points: int) -
         for cloud, held_out in read:
             size, decoded = coder(cloud)
             sizes.append(size)
-            same.append(largest(cloud.unit_N3, decoded))
-            other.append(largest(held_out, decoded) if len(held_out) else np.nan)
+            same.append(chamfer_max(cloud.unit_N3, decoded))
+            other.append(chamfer_max(held_out, decoded) if len(held_out) else np.nan)
         rows.append(
             {
                 "codec": name,
