@@ -26,6 +26,7 @@ from services.inlining.features import STOCK, WIDTH
 from services.inlining.replay import Decision, Places, decisions_from_remarks, replay_options
 from services.inlining.sandbox import SANDBOX, CompilerCrashed, CompilerRefused, LimitExceeded, Limits, Output
 from services.inlining.sizes import text_sizes
+from services.inlining.static_profile import PROFILED
 from shared.problems import Unprocessable
 
 Level = Literal["z", "s", "2", "3"]
@@ -87,6 +88,7 @@ def compile_module(
     places: Places | None = None,
     level: Level = "z",
     options: Sequence[str] = (),
+    profiled: bool = False,
     target: str = TARGET,
     limits: Limits | None = None,
 ) -> Compiled:
@@ -94,11 +96,13 @@ def compile_module(
 
     `decide` gets a call site's features (F,) and answers 1 to inline it; `features[STOCK]` is what stock would do.
     `replay` is the text of a replay file. With the module's `places` the decisions come by name. `options` are LLVM's
-    own and trusted. Size comes from the functions' `minsize` attribute, which `clang -Oz` sets; `level` chooses the
+    own and trusted; `profiled` makes an object that static_profile reads. Size comes from the functions' `minsize` attribute, which `clang -Oz` sets; `level` chooses the
     pipeline. Raises CompilerCrashed, CompilerRefused or LimitExceeded.
     """
     limits = limits or Limits()
     arguments = [f"--target={target}", f"-O{level}", "-w", "-x", "ir", "input", "-c", "-o", "object"]
+    if profiled:
+        arguments += PROFILED
     pass_name = "inline" if decide is None else "inline-ml"
     if places is not None:
         arguments += ["-foptimization-record-file=remarks", f"-foptimization-record-passes=^{pass_name}$"]

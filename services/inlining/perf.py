@@ -37,6 +37,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 PENALTIES = (0.1, 1.0, 10.0, 100.0)
 COUNTED = re.compile(r"Collected : (\d+)")
+CONFIGURED = "-DHAVE_CONFIG_H"
+QRENCODE = ("-DSTATIC_IN_RELEASE=static", '-DVERSION="4"', "-DMAJOR_VERSION=4", "-DMINOR_VERSION=1", "-DMICRO_VERSION=1")
 LUA = """
 local function fib(n) if n < 2 then return n end return fib(n - 1) + fib(n - 2) end
 local t = {}
@@ -47,6 +49,15 @@ for word in ("the quick brown fox jumps over the lazy dog "):rep(60):gmatch("%a+
   words[word] = (words[word] or 0) + 1
 end
 print(fib(18), t[1], words.the, ("x"):rep(100):gsub("x", "yz"))
+"""
+GRAMMAR = """%token NUMBER
+%left '+' '-'
+%left '*' '/'
+%%
+line: line expression ';' | ;
+expression: expression '+' expression | expression '-' expression | expression '*' expression
+  | expression '/' expression | '(' expression ')' | NUMBER ;
+%%
 """
 JAVASCRIPT = """
 function fib(n) { return n < 2 ? n : fib(n - 1) + fib(n - 2); }
@@ -82,6 +93,34 @@ PROGRAMS: dict[str, Program] = {
     "cjson": Program("cjson", ("cJSON.c", "test.c"), ()),
     "lzf": Program("liblzf", ("lzf.c", "lzf_c.c", "lzf_d.c"), ("-c", "-f", "input.txt")),
     "lz4": Program("lz4", ("lib/*.c", "programs/*.c"), ("-9", "-c", "-f", "input.txt"), ("-Ilib", "-Iprograms")),
+    "toast": Program("libgsm", ("src/*.c",), ("-u", "-c", "input.txt"), ("-Iinc", "-DNeedFunctionPrototypes=1")),
+    "zopfli": Program("zopfli", ("src/zopfli/*.c",), ("--i1", "-c", "small.txt")),
+    "brotli": Program(
+        "brotli",
+        ("c/common/*.c", "c/dec/*.c", "c/enc/*.c", "c/tools/brotli.c"),
+        ("-q", "6", "-c", "input.txt"),
+        ("-Ic/include",),
+    ),
+    "xxhsum": Program(
+        "xxhash", ("xxhash.c", "cli/*.c", "xxhsum.c"), ("-H1", "input.txt"), ("-I.", "-Icli"), ("xxh_x86dispatch.c",)
+    ),
+    "clzip": Program("clzip", ("*.c",), ("-c", "input.txt"), ('-DPROGVERSION="1"',)),
+    "md2html": Program("md4c", ("src/*.c", "md2html/*.c"), ("input.txt",), ("-Isrc", *(f"-DMD_VERSION_{part}=0" for part in ("MAJOR", "MINOR", "RELEASE")))),
+    "compress": Program("ncompress", ("compress*.c",), ("-c", "-f", "input.txt")),
+    "minilzo": Program("lzo2", ("minilzo/*.c",), (), ("-Iminilzo", "-Iinclude/lzo", "-Iinclude")),
+    "cliquer": Program("cliquer", ("cl.c", "cliquer.c", "graph.c", "reorder.c"), ("-q", "input.dimacs")),
+    "qrencode": Program("qrencode", ("*.c",), ("-t", "ASCII", "-o", "-", "fourfold " * 8), QRENCODE),
+    "figlet": Program(
+        "figlet",
+        ("figlet.c", "zipio.c", "crc.c", "inflate.c", "utf8.c"),
+        ("-d", "source/figlet-2.2.5/fonts", "fourfold serves models"),
+        ('-DDEFAULTFONTDIR="."', '-DDEFAULTFONTFILE="standard.flf"', "-DTLF_FONTS"),
+    ),
+    "byacc": Program("byacc", ("*.c",), ("-o", "-", "input.y"), (CONFIGURED,)),
+    "mxml": Program("mxml", ("mxml-*.c", "testmxml.c"), ("input.xml",), (CONFIGURED,)),
+    "gifecho": Program(
+        "giflib", ("[degq]*lib.c", "gif*.c", "quantize.c", "openbsd-reallocarray.c", "gifecho.c", "getarg.c", "qprintf.c"), ("-t", "fourfold"),
+    ),
 }
 
 
@@ -220,7 +259,17 @@ def write_inputs(place: Path) -> None:
     random = np.random.default_rng(0)
     words = ["".join(map(chr, random.integers(97, 123, size))) for size in random.integers(2, 9, 300)]
     text = " ".join(words[index] for index in np.minimum(random.zipf(1.3, 12_000), 300) - 1)
-    for name, content in (("input.txt", text), ("input.lua", LUA), ("input.js", JAVASCRIPT)):
+    edges = [(int(a), int(b)) for a in range(1, 61) for b in range(1, a) if random.random() < 0.6]
+    inputs = {
+        "input.txt": text,
+        "small.txt": text[:4_000],
+        "input.lua": LUA,
+        "input.js": JAVASCRIPT,
+        "input.y": GRAMMAR,
+        "input.xml": "<?xml version='1.0'?>\n<d>" + "".join(f"<w>{word} &amp; {word}</w>" for word in words) + "</d>",
+        "input.dimacs": f"p edge 60 {len(edges)}\n" + "".join(f"e {a} {b}\n" for a, b in edges),
+    }
+    for name, content in inputs.items():
         (place / name).write_text(content)
 
 
@@ -228,7 +277,7 @@ def measure(
     program: Program, modules: Sequence[bytes], decide: Decide, place: Path
 ) -> tuple[list[Compiled], int, bytes]:
     """Build under the decisions and run: (the compiles, executed instructions, what it printed)."""
-    compiled = [compile_module(module, decide=decide, level="3") for module in modules]
+    compiled = [compile_module(module, decide=decide, level="3", profiled=True) for module in modules]
     objects: list[str] = []
     for number, item in enumerate(compiled):
         path = place / f"part{number}.o"
