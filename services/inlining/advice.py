@@ -1,7 +1,8 @@
-"""Advice on a module: stock and every candidate are compiled, and what wins is what was measured.
+"""Advice on a module: stock and every candidate are compiled, and the best wins: the smallest, which is measured, or
+the one that is predicted to execute the fewest instructions.
 
 A candidate is a set of decisions: stock's own under another threshold, or the policy's, greedy or sampled. It counts
-with the size that its replay file yields, since that is what the user will apply. Ties go to stock.
+with what its replay file yields, since that is what the user will apply. Ties go to stock.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from services.inlining.engine import Compiled, Level, Module, compile_module
+from services.inlining.aims import SIZE, Aim
+from services.inlining.engine import Compiled, Module, compile_module
 from services.inlining.features import FEATURES, WIDTH
 from services.inlining.replay import Decision, Site, as_mapping, replay_lines
 from services.inlining.sandbox import SANDBOX, CompilerCrashed, CompilerRefused, Limits
 
-THRESHOLDS = (-10, 25)  # fixed candidates; the first is the best single one known for -Oz
 MOST_AT_ONCE = 4
 
 
@@ -34,7 +35,7 @@ class Policy(Protocol):
 
 @dataclass
 class Candidate:
-    """Decisions with the compile that they come from; `text` is what their replay file yields, once that is known."""
+    """Decisions with the compile that they come from."""
 
     name: str
     compiled: Compiled
@@ -57,10 +58,11 @@ class Advice:
     stock: Compiled
     advised: Compiled
     decisions: list[Decision]
-    candidates: list[tuple[str, int]]
+    candidates: list[tuple[str, int, float]]  # name, bytes of machine code, cost beside stock
     seen: dict[Site, tuple[dict[str, int], float]]  # features, and the policy's probability of inlining
     compiles: int
     cpu_seconds: float
+    cost: float = 0.0  # of `advised` beside stock, as the aim counts it
 
     @property
     def mapping(self) -> dict[Site, bool]:
@@ -76,18 +78,16 @@ def advise(
     module: Module,
     policy: Policy | None,
     *,
-    level: Level = "z",
+    aim: Aim = SIZE,
     best_of: int = 1,
     seed: int = 0,
-    thresholds: Sequence[int] = THRESHOLDS,
     limits: Limits | None = None,
 ) -> Advice:
-    """Compile stock and the candidates; the smallest wins."""
+    """Compile stock and the candidates; the best by the aim wins. The policy has to be one of that aim."""
 
     def compiled(**how: Any) -> Compiled:
-        return compile_module(
-            module.code, places=module.places, level=level, target=module.triple, limits=limits, **how
-        )
+        how |= {"places": module.places, "level": aim.level, "profiled": aim.profiled, "target": module.triple}
+        return compile_module(module.code, limits=limits, **how)
 
     def fixed(threshold: int) -> Candidate | None:
         return _unless_it_fails(
@@ -112,23 +112,24 @@ def advise(
 
     stock = compiled()
     if not stock.decisions:
-        return Advice("stock", stock, stock, [], [("stock", stock.text)], {}, 1, stock.cpu_seconds)
+        return Advice("stock", stock, stock, [], [("stock", stock.text, 0.0)], {}, 1, stock.cpu_seconds)
     with ThreadPoolExecutor(min(MOST_AT_ONCE, os.cpu_count() or 1)) as pool:
-        running = [pool.submit(fixed, threshold) for threshold in thresholds]
+        running = [pool.submit(fixed, threshold) for threshold in aim.thresholds]
         running += [pool.submit(tried, number) for number in range(best_of if policy is not None else 0)]
         candidates = [candidate for future in running if (candidate := future.result()) is not None]
     compiles = [stock, *(candidate.compiled for candidate in candidates)]
-    winner, advised = _smallest(stock, candidates, compiled, compiles)
-    sizes = [("stock", stock.text), *((candidate.name, candidate.compiled.text) for candidate in candidates)]
+    costed = [(aim.cost(stock, candidate.compiled), candidate) for candidate in candidates]
+    winner, advised, cost = _best(stock, costed, aim, compiled, compiles)
     return Advice(
         winner.name if winner else "stock",
         stock,
         advised,
         winner.decisions if winner else stock.decisions,
-        sizes,
+        [("stock", stock.text, 0.0), *((one.name, one.compiled.text, cost) for cost, one in costed)],
         _seen(candidates, winner),
         len(compiles),
         sum(one.cpu_seconds for one in compiles),
+        cost,
     )
 
 
@@ -140,22 +141,23 @@ def _unless_it_fails(name: str, compile_it: Any) -> Candidate | None:
         return None
 
 
-def _smallest(
-    stock: Compiled, candidates: Sequence[Candidate], compiled: Any, compiles: list[Compiled]
-) -> tuple[Candidate | None, Compiled]:
-    """By the size under its replay file, tried from the most promising on; stock unless one is smaller."""
-    winner, best = None, stock
-    for candidate in sorted(candidates, key=lambda one: one.compiled.text):
-        if candidate.compiled.text >= best.text:
+def _best(
+    stock: Compiled, costed: Sequence[tuple[float, Candidate]], aim: Aim, compiled: Any, compiles: list[Compiled]
+) -> tuple[Candidate | None, Compiled, float]:
+    """(winner, its compile, its cost) under its replay file, tried from the most promising on; stock unless one is
+    better."""
+    winner, best, least = None, stock, 0.0
+    for cost, candidate in sorted(costed, key=lambda one: one[0]):
+        if cost >= least:
             break
         try:
             replayed: Compiled = compiled(replay=replay_lines(candidate.mapping))
         except (CompilerCrashed, CompilerRefused):
             continue
         compiles.append(replayed)
-        if replayed.text < best.text:
-            winner, best = candidate, replayed
-    return winner, best
+        if (found := aim.cost(stock, replayed)) < least:
+            winner, best, least = candidate, replayed, found
+    return winner, best, least
 
 
 def _seen(candidates: Sequence[Candidate], winner: Candidate | None) -> dict[Site, tuple[dict[str, int], float]]:
@@ -174,12 +176,12 @@ def _seen(candidates: Sequence[Candidate], winner: Candidate | None) -> dict[Sit
 
 
 def annotated(
-    module: Module, advice: Advice, *, level: Level = "z", limits: Limits | None = None
+    module: Module, advice: Advice, *, aim: Aim = SIZE, limits: Limits | None = None
 ) -> tuple[str, int, Compiled]:
     """The module's IR with calls marked where the advice differs from stock; marks made; and what it compiles to.
 
     A call that was inlined into several places may be decided differently in each; it is marked where they agree.
-    The unmarked module comes back when marks, which LLVM obeys earlier than an advisor, make it no smaller.
+    The unmarked module comes back when marks, which LLVM obeys earlier than an advisor, make it no better.
     """
     plain = module.code if module.code[:2] != b"BC" and module.code[:4] != b"\xde\xc0\x17\x0b" else None
     limits = limits or Limits()
@@ -190,8 +192,8 @@ def annotated(
     if advice.winner != "stock" and wanted:
         order = {"task": "annotate", "wanted": [[*key, inline] for key, inline in wanted.items()]}
         count, _, marked = SANDBOX.run(order, plain, limits=limits).data.partition(b"\n")
-        compiled = compile_module(marked, level=level, target=module.triple, limits=limits)
-        if compiled.text < advice.stock.text:
+        compiled = compile_module(marked, level=aim.level, profiled=aim.profiled, target=module.triple, limits=limits)
+        if aim.cost(advice.stock, compiled) < 0:
             return marked.decode("utf-8", "replace"), int(count), compiled
     return plain.decode("utf-8", "replace"), 0, advice.stock
 

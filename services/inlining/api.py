@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.responses import Response
 
 from services.inlining import predict
-from services.inlining.answers import ModuleTooLarge, NotAModule, SpeedNotServed, answer_of
+from services.inlining.answers import ModuleTooLarge, NotAModule, answer_of
 from services.inlining.engine import UnsafeAssembly
 from services.inlining.sandbox import CompilerCrashed, CompilerRefused, LimitExceeded, Limits
 from services.inlining.schemas import AdviceRequest, AdviceResponse, TrainConfig, TuneConfig
@@ -39,14 +39,17 @@ _pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="advice")
 _waiting: set[object] = set()  # requests that have a place in the pool or before it
 _ERRORS = (
     *(InputError, NotAModule, PayloadTooLarge, ModuleTooLarge, Unprocessable, UnsafeAssembly, CompilerCrashed),
-    *(CompilerRefused, LimitExceeded, OutsideInclude, SourceInvalid, UnknownFlag, SpeedNotServed),
+    *(CompilerRefused, LimitExceeded, OutsideInclude, SourceInvalid, UnknownFlag),
     *(NotReady, Overloaded, DeadlineExceeded),
 )
 
 
 @router.post("/advice", response_model=AdviceResponse, responses=problem_responses(*_ERRORS))
 async def advice(asked: AdviceRequest, request: Request, host: Annotated[ModelHost, Depends(host_of)]) -> Response:
-    """Advise on a module: a decision for every call site, measured against stock, and never worse than it."""
+    """Advise on a module: a decision for every call site, and what it makes of the module beside stock.
+
+    For size it is measured, and never worse than stock; for speed it is predicted, and the answer says how well.
+    """
     if len(_waiting) >= AT_ONCE + MOST_WAITING:
         raise Overloaded(f"{MOST_WAITING} modules wait for the compiler already.", retry_after=5)
     loop = asyncio.get_running_loop()

@@ -26,7 +26,8 @@ _PLAIN_ESCAPES = re.compile(r"\\(09|0A|0D|22|5C)")
 
 def facts(text: str) -> dict[str, Any]:
     """`triple`; `functions`: those defined, each with `name` in locations, `file` and `line` (null without);
-    `located`: whether any has a place; `calls`; `assembly`: why its inline assembly is refused, or null."""
+    `located`: whether any has a place; `calls`; `minsize`: whether a function was compiled for
+    size alone, as `-Oz` does; `assembly`: why its inline assembly is refused, or null."""
     nodes = {number: (kind, body) for number, kind, body in _NODE.findall(text)}
     functions: dict[str, Any] = {}
     calls = 0
@@ -44,6 +45,7 @@ def facts(text: str) -> dict[str, Any]:
         "functions": functions,
         "located": any(functions.values()),
         "calls": calls,
+        "minsize": re.search(r"^attributes #\d+ = \{[^}]*\bminsize\b", text, re.MULTILINE) is not None,
         "assembly": _refusal(text),
     }
 

@@ -20,12 +20,13 @@ from services.inlining import evaluate
 from services.inlining.datasets import Unit, load
 from services.inlining.engine import inspect_module
 from services.inlining.policy import Policy, load_policy
-from services.inlining.rollouts import Rollout, Sizes, greedy, roll, sampled
+from services.inlining.rollouts import Roller, Rollout, Sizes, greedy, sampled
 from services.inlining.tune import tune
 from shared.bundles import write_atomically
 
 THRESHOLDS = (-30, -20, -10, 0, 10, 25, 50)
 TRIES = 8
+ROLL = Roller()
 FROM_TRAINING = 40  # modules that the fixed threshold is chosen on
 LARGEST_TUNED = 200_000  # bytes of a module; larger ones are searched only where named
 
@@ -51,16 +52,16 @@ class Record:
 
 
 def fixed(threshold: int) -> Callable[[Unit], int | None]:
-    return lambda unit: _text(roll(unit.read(), None, [f"-inline-threshold={threshold}"]))
+    return lambda unit: _cost(ROLL(unit.read(), None, [f"-inline-threshold={threshold}"]))
 
 
 def policy_size(policy: Policy) -> Callable[[Unit], int | None]:
-    return lambda unit: _text(roll(unit.read(), greedy(policy)))
+    return lambda unit: _cost(ROLL(unit.read(), greedy(policy)))
 
 
 def sampled_size(policy: Policy, number: int) -> Callable[[Unit], int | None]:
     def size(unit: Unit) -> int | None:
-        return _text(roll(unit.read(), sampled(policy, np.random.default_rng([0, number]))))
+        return _cost(ROLL(unit.read(), sampled(policy, np.random.default_rng([0, number]))))
 
     return size
 
@@ -73,7 +74,7 @@ def best_threshold(record: Record, training: Sequence[Unit]) -> int:
     """The fixed threshold that makes the training modules smallest."""
     order = np.random.default_rng(0).permutation(len(training))[:FROM_TRAINING]
     chosen = [training[index] for index in sorted(order)]
-    record.sizes("stock -Oz", chosen, lambda unit: _text(roll(unit.read(), None)))
+    record.sizes("stock -Oz", chosen, lambda unit: _cost(ROLL(unit.read(), None)))
     found = {value: record.sizes(f"-inline-threshold={value}", chosen, fixed(value)) for value in THRESHOLDS}
     programs = sorted(found[THRESHOLDS[0]])
     return min(THRESHOLDS, key=lambda value: float(evaluate.totals(found[value], programs).sum()))
@@ -99,7 +100,7 @@ def compare(data: Path, out: Path, bundles: Sequence[tuple[str, Path]], evaluati
     units = load(data)
     test = [unit for unit in units if unit.split == "test" and (not only or unit.program in only)]
     record = Record(out)
-    stock = record.sizes("stock -Oz", test, lambda unit: _text(roll(unit.read(), None)))
+    stock = record.sizes("stock -Oz", test, lambda unit: _cost(ROLL(unit.read(), None)))
     rows = {"-inline-threshold=-10": record.sizes("-inline-threshold=-10", test, fixed(-10))}
     best = best_threshold(record, [unit for unit in units if unit.split == "train"])
     rows[f"best fixed threshold on training programs ({best})"] = record.sizes(
@@ -131,8 +132,8 @@ def compare(data: Path, out: Path, bundles: Sequence[tuple[str, Path]], evaluati
     return "\n".join(lines)
 
 
-def _text(rollout: Rollout | None) -> int | None:
-    return None if rollout is None else rollout.text
+def _cost(rollout: Rollout | None) -> int | None:
+    return None if rollout is None else rollout.cost
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.inlining.engine import Module, inspect_module
+from services.inlining.engine import Level, Module, inspect_module
 from services.inlining.sandbox import Limits
 from services.inlining.source import to_bitcode
 from shared.datasets import Finding, Report
@@ -44,10 +44,10 @@ class Unit:
     split: str
     path: Path
 
-    def read(self) -> bytes:
-        """Its bitcode or IR; raises BadCorpus."""
+    def read(self, level: Level = "z") -> bytes:
+        """Its bitcode or IR, C source compiled for the level; raises BadCorpus."""
         try:
-            return module_bytes(self.path, self.path.parents[self.name.count("/")])
+            return module_bytes(self.path, self.path.parents[self.name.count("/")], level=level)
         except (FourfoldError, OSError) as error:
             raise BadCorpus(f"{self.name}: {_words(error)}", file=self.name) from None
 
@@ -58,7 +58,7 @@ def modules(folder: Path) -> list[Path]:
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
-def module_bytes(path: Path, folder: Path, flags: Sequence[str] = ()) -> bytes:
+def module_bytes(path: Path, folder: Path, flags: Sequence[str] = (), level: Level = "z") -> bytes:
     """Bitcode or IR of a module's file; C source is compiled to it. Raises a problem that says why it cannot be."""
     if path.suffix != ".c":
         return path.read_bytes()
@@ -70,7 +70,7 @@ def module_bytes(path: Path, folder: Path, flags: Sequence[str] = ()) -> bytes:
         if header.is_file() and not header.is_symlink()
     }
     source, name = path.read_text("utf-8", "replace"), path.relative_to(root).as_posix()
-    return to_bitcode(source, name=name, files=headers, flags=flags)
+    return to_bitcode(source, name=name, files=headers, flags=flags, level=level)
 
 
 def load(folder: Path, needed: Sequence[str] = SPLITS) -> list[Unit]:

@@ -48,6 +48,7 @@ class Module:
     triple: str
     located: bool  # whether the places are the input's own
     calls: int
+    minsize: bool  # compiled for size alone, as -Oz does: it has no speed to gain
     places: Places
 
 
@@ -77,7 +78,7 @@ def inspect_module(data: bytes, *, limits: Limits | None = None) -> Module:
         raise UnsafeAssembly(about["assembly"])
     # Bitcode parses faster than text, and is as good where it has places.
     code = data if about["located"] else text
-    return Module(code, about["triple"], about["located"], about["calls"], Places(about["functions"]))
+    return Module(code, about["triple"], about["located"], about["calls"], about["minsize"], Places(about["functions"]))
 
 
 def compile_module(
@@ -96,8 +97,9 @@ def compile_module(
 
     `decide` gets a call site's features (F,) and answers 1 to inline it; `features[STOCK]` is what stock would do.
     `replay` is the text of a replay file. With the module's `places` the decisions come by name. `options` are LLVM's
-    own and trusted; `profiled` makes an object that static_profile reads. Size comes from the functions' `minsize` attribute, which `clang -Oz` sets; `level` chooses the
-    pipeline. Raises CompilerCrashed, CompilerRefused or LimitExceeded.
+    own and trusted; `profiled` makes an object that static_profile reads. Size comes from the functions' `minsize`
+    attribute, which `clang -Oz` sets; `level` chooses the pipeline. Raises CompilerCrashed, CompilerRefused or
+    LimitExceeded.
     """
     limits = limits or Limits()
     arguments = [f"--target={target}", f"-O{level}", "-w", "-x", "ir", "input", "-c", "-o", "object"]

@@ -1,13 +1,12 @@
 """IR2Perf (MLGOPerf): predicts how inlining changes the instructions that a program executes.
 
-    python -m services.inlining.perf --work DIR --out FILE [--variants 8]
+    python -m services.inlining.perf --work DIR --out FILE [--fit services/inlining/ir2perf.json]
 
-Trained on programs with inputs: each is built at -O3 under several sets of decisions and run under callgrind. Its
-**instruction counts** repeat exactly; no time is measured. The model is a ridge regression from the features of the
-call sites that were decided otherwise than by stock, to the logarithm of the ratio to -O3's own count. It is judged on
-programs that it has not seen: each is left out once. Only programs of the table below are ever run.
+Programs with inputs are built at -O3 under several sets of decisions and run under callgrind. The **instruction
+counts** repeat exactly; no time is measured. The model (speed.py) is fitted to the logarithms of their ratios to -O3's
+own, and judged on programs that it has not seen: each is left out once. Only programs of the table below are ever run.
 
-Shapes: V variants, X inputs of the model, S call sites, F features.
+Shapes: V variants, X inputs of the model, F features.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import re
 import shutil
 import subprocess
@@ -22,23 +22,32 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.inlining.channel import Decide
+from services.inlining.aims import SPEED
 from services.inlining.corpus import Package, clang, configure, fetch, unpack
 from services.inlining.engine import Compiled, compile_module
-from services.inlining.features import FEATURES, STOCK, WIDTH
+from services.inlining.features import FEATURES, STOCK
+from services.inlining.speed import INPUTS, Facts, IR2Perf, inputs
 from shared.bundles import write_atomically
 
 log = logging.getLogger(__name__)
-Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-PENALTIES = (0.1, 1.0, 10.0, 100.0)
+PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
+RESAMPLES = 2_000
+SERVED = "inline-threshold="
 COUNTED = re.compile(r"Collected : (\d+)")
 CONFIGURED = "-DHAVE_CONFIG_H"
-QRENCODE = ("-DSTATIC_IN_RELEASE=static", '-DVERSION="4"', "-DMAJOR_VERSION=4", "-DMINOR_VERSION=1", "-DMICRO_VERSION=1")
+QRENCODE = (
+    "-DSTATIC_IN_RELEASE=static",
+    '-DVERSION="4"',
+    "-DMAJOR_VERSION=4",
+    "-DMINOR_VERSION=1",
+    "-DMICRO_VERSION=1",
+)
 LUA = """
 local function fib(n) if n < 2 then return n end return fib(n - 1) + fib(n - 2) end
 local t = {}
@@ -105,7 +114,12 @@ PROGRAMS: dict[str, Program] = {
         "xxhash", ("xxhash.c", "cli/*.c", "xxhsum.c"), ("-H1", "input.txt"), ("-I.", "-Icli"), ("xxh_x86dispatch.c",)
     ),
     "clzip": Program("clzip", ("*.c",), ("-c", "input.txt"), ('-DPROGVERSION="1"',)),
-    "md2html": Program("md4c", ("src/*.c", "md2html/*.c"), ("input.txt",), ("-Isrc", *(f"-DMD_VERSION_{part}=0" for part in ("MAJOR", "MINOR", "RELEASE")))),
+    "md2html": Program(
+        "md4c",
+        ("src/*.c", "md2html/*.c"),
+        ("input.txt",),
+        ("-Isrc", *(f"-DMD_VERSION_{part}=0" for part in ("MAJOR", "MINOR", "RELEASE"))),
+    ),
     "compress": Program("ncompress", ("compress*.c",), ("-c", "-f", "input.txt")),
     "minilzo": Program("lzo2", ("minilzo/*.c",), (), ("-Iminilzo", "-Iinclude/lzo", "-Iinclude")),
     "cliquer": Program("cliquer", ("cl.c", "cliquer.c", "graph.c", "reorder.c"), ("-q", "input.dimacs")),
@@ -119,9 +133,14 @@ PROGRAMS: dict[str, Program] = {
     "byacc": Program("byacc", ("*.c",), ("-o", "-", "input.y"), (CONFIGURED,)),
     "mxml": Program("mxml", ("mxml-*.c", "testmxml.c"), ("input.xml",), (CONFIGURED,)),
     "gifecho": Program(
-        "giflib", ("[degq]*lib.c", "gif*.c", "quantize.c", "openbsd-reallocarray.c", "gifecho.c", "getarg.c", "qprintf.c"), ("-t", "fourfold"),
+        "giflib",
+        ("[degq]*lib.c", "gif*.c", "quantize.c", "openbsd-reallocarray.c", "gifecho.c", "getarg.c", "qprintf.c"),
+        ("-t", "fourfold"),
     ),
 }
+
+
+Variant = dict[str, Any]  # what compile_module is told
 
 
 @dataclass(frozen=True)
@@ -133,45 +152,6 @@ class Sample:
     inputs_X: Floats
     ratio: float
     same_output: bool
-
-
-def summary(modules: Sequence[Compiled]) -> Floats:
-    """(X,): what was inlined that stock would not, and the reverse: how many sites, and the sum of their features.
-
-    Features are signed logarithms, all is a share of the sites: a program of a thousand sites compares with one of ten.
-    """
-    features_SF = np.concatenate([module.features_SF[:, :WIDTH] for module in modules])
-    taken_S = np.concatenate([module.decisions_S for module in modules]).astype(bool)
-    stock_S = np.concatenate([module.stock_S for module in modules]).astype(bool)
-    scaled_SF = np.sign(features_SF) * np.log1p(np.abs(features_SF))
-    sites = max(1, len(taken_S))
-    more_F = scaled_SF[taken_S & ~stock_S].sum(axis=0) / sites
-    fewer_F = scaled_SF[~taken_S & stock_S].sum(axis=0) / sites
-    counts = [(taken_S & ~stock_S).sum() / sites, (~taken_S & stock_S).sum() / sites]
-    return np.concatenate([counts, more_F, fewer_F])
-
-
-INPUTS = ("more", "fewer", *(f"more.{name}" for name in FEATURES), *(f"fewer.{name}" for name in FEATURES))
-
-
-@dataclass(frozen=True)
-class IR2Perf:
-    """`predict`: (V, X) → log of executed instructions over -O3's; below zero is fewer."""
-
-    mean_X: Floats
-    scale_X: Floats
-    weights_X: Floats
-
-    @classmethod
-    def fit(cls, inputs_VX: Floats, logs_V: Floats, penalty: float) -> IR2Perf:
-        """Ridge regression without a constant: no changed decision changes nothing."""
-        scale_X = np.sqrt((inputs_VX**2).mean(axis=0)) + 1e-9
-        scaled = inputs_VX / scale_X
-        weights_X = np.linalg.solve(scaled.T @ scaled + penalty * np.eye(scaled.shape[1]), scaled.T @ logs_V)
-        return cls(np.zeros_like(scale_X), scale_X, weights_X)
-
-    def predict(self, inputs_VX: Floats) -> Floats:
-        return (inputs_VX - self.mean_X) / self.scale_X @ self.weights_X
 
 
 def spearman(first: Floats, second: Floats) -> float:
@@ -217,20 +197,28 @@ def _penalty(inputs_VX: Floats, logs_V: Floats, names_V: NDArray[np.str_]) -> fl
     return min(PENALTIES, key=error) if len(set(names_V)) > 1 else PENALTIES[-1]
 
 
-def variants(count: int) -> dict[str, Decide]:
-    """Name → decider: stock, other thresholds by the cost estimate, and stock with decisions turned at random."""
+def variants() -> dict[str, Variant]:
+    """Stock; other thresholds by the cost estimate; stock, and what is cheap besides; stock with decisions turned at
+    random; the fixed thresholds that are served."""
     cost = FEATURES.index("cost_estimate")
-    found: dict[str, Decide] = {"stock": lambda features_F: int(features_F[STOCK])}
-    found["never"] = lambda features_F: 0
-    for bound in (0, 80, 450):
-        found[f"cost<{bound}"] = lambda features_F, bound=bound: int(features_F[cost] < bound)
-    for number in range(max(0, count - len(found))):
+    found: dict[str, Variant] = {"stock": {"decide": lambda features_F: int(features_F[STOCK])}}
+    found["never"] = {"decide": lambda features_F: 0}
+    for bound in (0, 80, 450, 1000):
+        found[f"cost<{bound}"] = {"decide": lambda features_F, bound=bound: int(features_F[cost] < bound)}
+    for bound in (450, 1000, 3000):
+        found[f"stock|cost<{bound}"] = {
+            "decide": lambda features_F, bound=bound: int(features_F[STOCK] or features_F[cost] < bound)
+        }
+    for number, share in enumerate((0.1, 0.25, 0.5)):
         random = np.random.default_rng(number)
-        share = (0.1, 0.25, 0.5)[number % 3]
-        found[f"turned-{number}"] = lambda features_F, random=random, share=share: (
-            int(features_F[STOCK]) ^ int(features_F[cost] < 450 and random.random() < share)
-        )
-    return dict(list(found.items())[:count])
+        found[f"turned-{number}"] = {
+            "decide": lambda features_F, random=random, share=share: (
+                int(features_F[STOCK]) ^ int(features_F[cost] < 450 and random.random() < share)
+            )
+        }
+    for threshold in SPEED.thresholds:
+        found[f"{SERVED}{threshold}"] = {"options": [f"-inline-threshold={threshold}"]}
+    return found
 
 
 def prepare(name: str, program: Program, work: Path) -> list[bytes]:
@@ -262,7 +250,7 @@ def write_inputs(place: Path) -> None:
     edges = [(int(a), int(b)) for a in range(1, 61) for b in range(1, a) if random.random() < 0.6]
     inputs = {
         "input.txt": text,
-        "small.txt": text[:4_000],
+        "small.txt": text[:1_000],
         "input.lua": LUA,
         "input.js": JAVASCRIPT,
         "input.y": GRAMMAR,
@@ -274,10 +262,10 @@ def write_inputs(place: Path) -> None:
 
 
 def measure(
-    program: Program, modules: Sequence[bytes], decide: Decide, place: Path
+    program: Program, modules: Sequence[bytes], variant: Variant, place: Path
 ) -> tuple[list[Compiled], int, bytes]:
     """Build under the decisions and run: (the compiles, executed instructions, what it printed)."""
-    compiled = [compile_module(module, decide=decide, level="3", profiled=True) for module in modules]
+    compiled = [compile_module(module, level=SPEED.level, profiled=True, **variant) for module in modules]
     objects: list[str] = []
     for number, item in enumerate(compiled):
         path = place / f"part{number}.o"
@@ -296,11 +284,12 @@ def measure(
     return compiled, int(counted[1]), done.stdout
 
 
-def collect(work: Path, out: Path, count: int, only: Sequence[str] = ()) -> list[Sample]:
+def collect(work: Path, out: Path, only: Sequence[str] = ()) -> list[Sample]:
     """Samples of every program that can be built, kept in `out` as they come."""
     known = {(row["program"], row["variant"]): row for row in json.loads(out.read_text())} if out.is_file() else {}
     for name, program in PROGRAMS.items():
-        if only and name not in only:
+        missing = {variant: how for variant, how in variants().items() if (name, variant) not in known}
+        if (only and name not in only) or not missing:
             continue
         try:
             modules = prepare(name, program, work)
@@ -308,12 +297,11 @@ def collect(work: Path, out: Path, count: int, only: Sequence[str] = ()) -> list
             words = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else ""
             log.info("%s cannot be built: %s", name, (words or str(error))[-300:])
             continue
-        for variant, decide in variants(count).items():
-            if (name, variant) in known:
-                continue
-            compiled, instructions, printed = measure(program, modules, decide, work / name)
+        stock = Facts.of([compile_module(module, level=SPEED.level, profiled=True) for module in modules])
+        for variant, how in missing.items():
+            compiled, instructions, printed = measure(program, modules, how, work / name)
             row = {"program": name, "variant": variant, "instructions": instructions, "printed": printed.hex()[:2000]}
-            known[name, variant] = {**row, "inputs": summary(compiled).tolist()}
+            known[name, variant] = {**row, "inputs": inputs(stock, Facts.of(compiled)).tolist()}
             write_atomically(out, json.dumps(list(known.values())).encode())
             log.info("%s %s: %d instructions", name, variant, instructions)
     return samples(list(known.values()))
@@ -335,24 +323,51 @@ def samples(rows: Sequence[dict[str, object]]) -> list[Sample]:
     ]
 
 
+def fit(found: Sequence[Sample]) -> IR2Perf:
+    """The model of all programs, with what is to be told of it."""
+    others = [sample for sample in found if sample.variant != "stock"]
+    each, _, together = held_out(others)
+    inputs_VX, logs_V = np.stack([one.inputs_X for one in others]), np.log([one.ratio for one in others])
+    penalty = _penalty(inputs_VX, logs_V, np.array([one.program for one in others]))
+    about = {
+        "programs": len(each),
+        "builds": len(others),
+        "spearman_of_unseen_programs": round(together, 2),
+        "spearman_within_a_program": round(float(np.mean(list(each.values()))), 2),
+    }
+    return IR2Perf.fit(inputs_VX, logs_V, penalty, about)
+
+
 def report(found: Sequence[Sample]) -> str:
-    """Spearman on programs left out, and what the model's choice among a program's variants executes."""
+    """Spearman on programs left out, and what the model's choice among those that are served executes."""
     others = [sample for sample in found if sample.variant != "stock"]
     each, predicted_V, together = held_out(others)
-    lines = ["| program left out | variants | Spearman | fewest | chosen by IR2Perf |", "|---|---|---|---|---|"]
+    lines = [
+        "| program left out | builds | Spearman | fewest of all | chosen of the served | machine code |",
+        "|---|---|---|---|---|---|",
+    ]
     chosen: list[float] = []
     for program, rank in each.items():
         places = [index for index, sample in enumerate(others) if sample.program == program]
-        ratios = [others[index].ratio for index in places]
-        pick = min(places, key=lambda index: predicted_V[index])
-        chosen.append(others[pick].ratio if predicted_V[pick] < 0 else 1.0)
-        fewest = 100 * (1 - min(1.0, *ratios))
-        lines.append(f"| {program} | {len(places)} | {rank:.2f} | {fewest:.2f} % | {100 * (1 - chosen[-1]):.2f} % |")
-    mean = 100 * (1 - float(np.exp(np.mean(np.log(chosen)))))
-    lines.append(f"\nSpearman of all variants together: {together:.2f}; mean within programs: ")
-    lines[-1] += f"{np.mean(list(each.values())):.2f}. Executed instructions saved over -O3 by the model's choice: "
-    lines[-1] += f"{mean:.2f} % (geometric mean). Outputs equal to stock's: "
-    lines[-1] += f"{sum(sample.same_output for sample in others)} of {len(others)}."
+        fewest = 100 * (1 - min(1.0, *(others[index].ratio for index in places)))
+        served = [index for index in places if others[index].variant.startswith(SERVED)]
+        pick = min(served, key=lambda index: predicted_V[index], default=None)
+        taken = pick is not None and predicted_V[pick] < 0
+        chosen.append(others[pick].ratio if pick is not None and taken else 1.0)
+        grown = math.exp(others[pick].inputs_X[INPUTS.index("text")]) if pick is not None and taken else 1.0
+        lines.append(
+            f"| {program} | {len(places)} | {rank:.2f} | -{fewest:.2f} % | {100 * (chosen[-1] - 1):+.2f} % "
+            f"| {100 * (grown - 1):+.0f} % |"
+        )
+    logs = np.log(chosen)
+    draws_R = logs[np.random.default_rng(0).integers(0, len(logs), (RESAMPLES, len(logs)))].mean(axis=1)
+    low, high = 100 * (np.exp(np.percentile(draws_R, [2.5, 97.5])) - 1)
+    lines.append(
+        f"\nSpearman of all builds together {together:.2f}; mean within programs {np.mean(list(each.values())):.2f}. "
+        f"Executed instructions of what the model chose, beside -O3: {100 * (np.exp(logs.mean()) - 1):+.2f} % (95 % "
+        f"{low:+.2f} to {high:+.2f}, programs resampled; geometric mean). Outputs equal to stock's: "
+        f"{sum(sample.same_output for sample in others)} of {len(others)}."
+    )
     return "\n".join(lines)
 
 
@@ -360,11 +375,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="where programs are built")
     parser.add_argument("--out", type=Path, required=True, help="a JSON file of the measurements")
-    parser.add_argument("--variants", type=int, default=8)
-    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--only", nargs="*", default=[], help="programs")
+    parser.add_argument("--fit", type=Path, help="where the model of all programs goes")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    print(report(collect(given.work.absolute(), given.out, given.variants, given.only)))
+    found = collect(given.work.absolute(), given.out, given.only)
+    print(report(found))
+    if given.fit is not None:
+        fit(found).save(given.fit)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from services.inlining.features import FEATURES, WIDTH
 from services.inlining.policy import load_policy
+from services.inlining.schemas import Goal
 from shared.bundles import Bundle, BundleRejected
 from shared.sessions import OnnxSession
 from shared.settings import ServiceSettings
@@ -20,11 +21,12 @@ INPUT, OUTPUT = "features", "probability"
 
 
 class InliningPredictor:
-    """The served graph and the probability from which it says to inline."""
+    """The served graph, the probability from which it says to inline, and the goal that it was trained for."""
 
-    def __init__(self, session: OnnxSession, threshold: float) -> None:
+    def __init__(self, session: OnnxSession, threshold: float, goal: Goal = "size") -> None:
         self.session = session
         self.threshold = threshold
+        self.goal: Goal = goal
 
     def predict(self, batch: Sequence[NDArray[np.int64]]) -> list[NDArray[np.float32] | Exception]:
         """Probabilities (N,) for each item (N, F)."""
@@ -51,4 +53,4 @@ def load(bundle: Bundle, settings: ServiceSettings) -> InliningPredictor:
     inputs = {tensor.name: tensor.shape for tensor in session.inputs}
     if inputs != {INPUT: (-1, len(FEATURES))} or OUTPUT not in {tensor.name for tensor in session.outputs}:
         raise BundleRejected("The graph's inputs and outputs are not those of an inlining policy.")
-    return InliningPredictor(session, policy.threshold)
+    return InliningPredictor(session, policy.threshold, bundle.manifest.config.get("goal", "size"))

@@ -1,11 +1,13 @@
-"""Compiles modules under a policy and keeps their sizes: what every training method and every measurement does.
+"""Compiles modules under a policy and keeps what they cost: what every training method and every measurement does.
 
 Shapes: S call sites of a module, F features, N call sites of a corpus.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,23 +16,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from services.inlining.aims import SIZE, Aim
 from services.inlining.channel import Decide
 from services.inlining.datasets import Unit
-from services.inlining.engine import compile_module
+from services.inlining.engine import Compiled, compile_module
 from services.inlining.features import STOCK, WIDTH
 from services.inlining.policy import Policy
 from services.inlining.sandbox import CompilerCrashed, CompilerRefused, LimitExceeded
+from services.inlining.speed import Facts, ir2perf
 
 log = logging.getLogger(__name__)
 Ints = NDArray[np.int64]
-Sizes = dict[str, dict[str, int]]  # program → module → bytes of text
+Sizes = dict[str, dict[str, int]]  # program → module → what it costs
+MILLION = 1_000_000
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """A module's size under the decisions that were made; `stock_S` is what stock would have decided at each."""
+    """What a module costs under the decisions that were made: bytes of text, or, for speed, millionths of stock's
+    executed instructions as they are predicted. `stock_S` is what stock would have decided at each site."""
 
-    text: int
+    cost: int
     features_SF: Ints
     stock_S: NDArray[np.int8]
     decisions_S: NDArray[np.int8]
@@ -54,29 +60,46 @@ def sampled(policy: Policy, random: np.random.Generator) -> Decide:
     return decide
 
 
-def roll(code: bytes, decide: Decide | None, options: Sequence[str] = ()) -> Rollout | None:
-    """One compile; None where LLVM fails under these decisions."""
-    try:
-        done = compile_module(code, decide=decide, options=options)
-    except (CompilerCrashed, CompilerRefused, LimitExceeded) as error:
-        log.warning("a compile failed: %s", error.detail)
-        return None
-    return Rollout(done.text, done.features_SF[:, :WIDTH], done.stock_S, done.decisions_S)
+class Roller:
+    """Compiles for an aim; for speed it remembers of each module what stock made."""
+
+    def __init__(self, aim: Aim = SIZE) -> None:
+        self._aim = aim
+        self._stock: dict[bytes, Facts] = {}
+
+    def __call__(self, code: bytes, decide: Decide | None, options: Sequence[str] = ()) -> Rollout | None:
+        """One compile; None where LLVM fails under these decisions."""
+        try:
+            done = self._compile(code, decide, options)
+            cost = done.text if not self._aim.profiled else self._predicted(code, done)
+        except (CompilerCrashed, CompilerRefused, LimitExceeded) as error:
+            log.warning("a compile failed: %s", error.detail)
+            return None
+        return Rollout(cost, done.features_SF[:, :WIDTH], done.stock_S, done.decisions_S)
+
+    def _compile(self, code: bytes, decide: Decide | None, options: Sequence[str] = ()) -> Compiled:
+        return compile_module(code, decide=decide, options=options, level=self._aim.level, profiled=self._aim.profiled)
+
+    def _predicted(self, code: bytes, done: Compiled) -> int:
+        key = hashlib.sha256(code).digest()
+        if key not in self._stock:
+            self._stock[key] = Facts.of([self._compile(code, stock_decision)])
+        return round(MILLION * math.exp(ir2perf().change(self._stock[key], Facts.of([done]))))
 
 
 def roll_all(
     units: Sequence[Unit],
     decide: Callable[[int], Decide | None],
+    roll: Roller,
     *,
     threads: int = 1,
-    options: Sequence[str] = (),
     watch: Callable[[], Any] = lambda: None,
 ) -> list[Rollout | None]:
-    """`roll` for each module; `decide` is asked for each module's own decider. `watch` is called between modules."""
+    """Each module rolled; `decide` is asked for each module's own decider. `watch` is called between modules."""
 
     def one(index: int) -> Rollout | None:
         watch()
-        return roll(units[index].read(), decide(index), options)
+        return roll(units[index].read(), decide(index))
 
     if threads == 1:
         return [one(index) for index in range(len(units))]
@@ -85,11 +108,11 @@ def roll_all(
 
 
 def sizes(units: Sequence[Unit], rollouts: Sequence[Rollout | None], instead: Sizes | None = None) -> Sizes:
-    """Bytes by program and module; where a compile failed, `instead`'s (stock's)."""
+    """Costs by program and module; where a compile failed, `instead`'s (stock's)."""
     found: Sizes = {}
     for unit, rollout in zip(units, rollouts, strict=True):
         if rollout is None and instead is None:
             continue
-        text = rollout.text if rollout is not None else (instead or {})[unit.program][unit.name]
-        found.setdefault(unit.program, {})[unit.name] = text
+        cost = rollout.cost if rollout is not None else (instead or {})[unit.program][unit.name]
+        found.setdefault(unit.program, {})[unit.name] = cost
     return found

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shared.jobs.config import RecipeConfig
 
@@ -26,10 +26,14 @@ class TuneConfig(RecipeConfig):
 class TrainConfig(RecipeConfig):
     """How a policy is trained on a corpus of modules. `threads` compiles run at once."""
 
+    goal: Goal = Field(
+        default="size",
+        description="size: bytes of machine code at -Oz. speed: executed instructions at -O3, as IR2Perf predicts.",
+    )
     method: Literal["clone", "imitate", "evolution", "ppo"] = Field(
         default="imitate",
         description="clone: stock's own decisions. imitate: the measured worth of single decisions. evolution and ppo: "
-        "text size, from the start that `start` names.",
+        "the goal itself, from the start that `start` names. imitate is of the goal size alone.",
     )
     start: Literal["clone", "imitate"] = Field(default="imitate", description="What evolution and ppo go on from.")
     largest_module: int = Field(
@@ -54,6 +58,13 @@ class TrainConfig(RecipeConfig):
     clip: float = Field(default=0.2, gt=0, lt=1, description="Of ppo's ratio of probabilities.")
     entropy: float = Field(default=0.003, ge=0, le=1, description="What ppo pays for staying undecided.")
 
+    @model_validator(mode="after")
+    def _bytes_are_not_speed(self) -> Self:
+        imitates = self.method == "imitate" or (self.method in ("evolution", "ppo") and self.start == "imitate")
+        if self.goal == "speed" and imitates:
+            raise ValueError("imitate learns bytes: for speed choose evolution or ppo, with start=clone")
+        return self
+
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -64,7 +75,7 @@ class AdviceRequest(Strict):
 
     format: Literal["c", "ir", "bitcode"] = Field(
         description="C source, LLVM's textual IR, or bitcode (as Base64). IR and bitcode as `clang -Oz -Xclang "
-        "-disable-llvm-passes -emit-llvm` leaves them: no pass has run."
+        "-disable-llvm-passes -emit-llvm` leaves them (for the goal speed -O3): no pass has run."
     )
     content: str = Field(min_length=1, max_length=MOST_CHARACTERS)
     name: str = Field(default="input.c", max_length=200, description="Of the C source; its places are told by it.")
@@ -106,6 +117,16 @@ class FunctionSize(BaseModel):
 class CandidateSize(BaseModel):
     name: str = Field(description="stock, inline-threshold=N, policy, or policy-sample-N.")
     text: int = Field(description="Bytes of machine code when compiled so.")
+    instructions_percent: float | None = Field(
+        default=None, description="With the goal speed: predicted executed instructions, beside stock -O3."
+    )
+
+
+class PredictedInstructions(BaseModel):
+    """What IR2Perf predicts; nothing of what was sent was run."""
+
+    percent: float = Field(description="Executed instructions of the advised module beside stock -O3; below 0: fewer.")
+    model: dict[str, Any] = Field(description="What the model was fitted on, and how well it ranks unseen programs.")
 
 
 class ArtefactOut(BaseModel):
@@ -121,9 +142,10 @@ class ArtefactOut(BaseModel):
 class AdviceResponse(BaseModel):
     model: str
     goal: Goal
-    winner: str = Field(description="The candidate that made the smallest code; `stock` at a tie.")
+    winner: str = Field(description="The candidate that was best by the goal; `stock` at a tie.")
     text_stock: int
-    text_advised: int = Field(description="Never above text_stock.")
+    text_advised: int = Field(description="With the goal size never above text_stock.")
+    instructions: PredictedInstructions | None = Field(default=None, description="With the goal speed.")
     functions: list[FunctionSize] = Field(description="Those whose size changed.")
     candidates: list[CandidateSize]
     sites: list[SiteAdvice]

@@ -82,9 +82,9 @@ class IR2Perf:
     def predict(self, inputs_VX: Floats) -> Floats:
         return inputs_VX / self.scale_X @ self.weights_X
 
-    def change(self, stock: Compiled, other: Compiled) -> float:
-        """Predicted log of executed instructions over stock's, of one module; both were `profiled`."""
-        return float(self.predict(inputs(Facts.of([stock]), Facts.of([other]))[None])[0])
+    def change(self, stock: Facts, other: Facts) -> float:
+        """Predicted log of executed instructions over stock's."""
+        return float(self.predict(inputs(stock, other)[None])[0])
 
     def save(self, path: Path) -> None:
         numbers = {"inputs": INPUTS, "scale": self.scale_X.tolist(), "weights": self.weights_X.tolist()}

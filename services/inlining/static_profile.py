@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from services.inlining.sizes import Image, read_image
 
 PROFILED = ("-fbasic-block-address-map", "-mllvm", "-pgo-analysis-map=func-entry-count,bb-freq")
-_MAP, _VERSION = 0x6FFF4C0A, 5  # SHT_LLVM_BB_ADDR_MAP, as LLVM 22 writes it
+MAP, _VERSION = 0x6FFF4C0A, 5  # SHT_LLVM_BB_ADDR_MAP, as LLVM 22 writes it
 _ENTRY, _FREQUENCY, _BRANCHES, _CALLS = 1, 2, 4, 32
 _CALL, _JUMP = 0xE8, 0xE9
 
@@ -30,7 +30,7 @@ def profile(data: bytes) -> dict[str, Work]:
     image = read_image(data)
     found: dict[str, Work] = {}
     for number, section in enumerate(image.sections):
-        if section.kind == _MAP:
+        if section.kind == MAP:
             reader = _Reader(data[section.offset : section.offset + section.size])
             while not reader.done:
                 _function(image, number, section.link, reader, found)

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from services.inlining import evaluate
+from services.inlining.aims import AIMS
 from services.inlining.datasets import BadCorpus, Unit, load, readable
 from services.inlining.engine import inspect_module
 from services.inlining.export import export_bundle, numpy_policy
@@ -27,9 +28,9 @@ from services.inlining.labels import Labels, measure
 from services.inlining.learning import clone, evolution_step, evolved, imitate, perturbations, ppo_step, set_evolved
 from services.inlining.model import PolicyNet, corpus_quantiles
 from services.inlining.policy import HIDDEN, Policy, load_policy
-from services.inlining.rollouts import Rollout, Sizes, greedy, roll, roll_all, sampled, sizes, stock_decision
+from services.inlining.rollouts import Roller, Rollout, Sizes, greedy, roll_all, sampled, sizes, stock_decision
 from services.inlining.sandbox import CompilerCrashed, CompilerRefused, LimitExceeded
-from services.inlining.schemas import TrainConfig
+from services.inlining.schemas import Goal, TrainConfig
 from shared.bundles import Bundle, Comparison, Metric
 from shared.datasets import folder_digest
 from shared.jobs.config import read_config
@@ -39,6 +40,10 @@ from shared.jobs.shell import run_from_shell
 Ints = NDArray[np.int64]
 State = dict[str, NDArray[Any]]
 KEPT_EVERY = 10  # modules between two checkpoints
+MEASURED = {
+    "size": "Bytes of machine code at -Oz, before the never-worse rule,",
+    "speed": "Executed instructions at -O3 as IR2Perf predicts them, each module counting the same,",
+}
 BASELINE_DECAY = 0.8  # of a module's moving average, which ppo is paid against
 
 
@@ -67,16 +72,16 @@ def train(config: TrainConfig, data: Path, context: TrainingContext) -> Path:
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     units = load(data)
-    units = _as_bitcode(readable(units) if config.bad_files == "exclude" else units, context)
+    units = _as_bitcode(readable(units) if config.bad_files == "exclude" else units, config, context)
     parts = {name: [unit for unit in units if unit.split == name] for name in ("train", "validation", "test")}
-    progress = _Progress(context)
+    progress = _Progress(context, config.goal)
     corpus = _stock(config, parts, progress)
     net = _fit(config, corpus, progress)
     policy = numpy_policy(net)
     validation = _validated(config, corpus, policy, progress)
     stock = _sizes_of(config, parts["test"], None, progress)
     mine = _sizes_of(config, parts["test"], policy, progress, stock)
-    metrics = evaluate.metrics(stock, mine)
+    metrics = evaluate.metrics(stock, mine, config.goal)
     metrics |= {"validation_saved_percent": Metric(value=100 * validation, description="what the choice was made by")}
     champion = context.champion()
     comparison = None
@@ -99,19 +104,20 @@ def compare(candidate: Path, champion: Path, data: Path, context: TrainingContex
     """The candidate beside the champion (folders of bundles) on the test programs of the candidate's corpus."""
     bundle = Bundle.open(candidate)
     config = read_config(TrainConfig, bundle.manifest.config)
-    units = _as_bitcode(readable(load(data)) if config.bad_files == "exclude" else load(data), context)
+    units = _as_bitcode(readable(load(data)) if config.bad_files == "exclude" else load(data), config, context)
     test = [unit for unit in units if unit.split == "test"]
-    progress = _Progress(context)
+    progress = _Progress(context, config.goal)
     stock = _sizes_of(config, test, None, progress)
     mine = _sizes_of(config, test, load_policy(bundle.folder), progress, stock)
     return _beside(config, Bundle.open(champion), test, stock, mine, progress)
 
 
 class _Progress:
-    """The checkpoint of a training: arrays that are added to, and a stop that is asked for between compiles."""
+    """A training's checkpoint, arrays that are added to; its stop, asked for between compiles; and what compiles."""
 
-    def __init__(self, context: TrainingContext) -> None:
+    def __init__(self, context: TrainingContext, goal: Goal) -> None:
         self.context = context
+        self.roll = Roller(AIMS[goal])
         self.state: State = dict(context.restore() or {})
 
     def check(self) -> None:
@@ -135,16 +141,21 @@ class _Progress:
         self.keep(**{f"{name}.{key}": value.numpy().copy() for key, value in state.items()}, **arrays)
 
 
-def _as_bitcode(units: Sequence[Unit], context: TrainingContext) -> list[Unit]:
-    """C source compiled once, so that each later reading is of bitcode."""
+def _as_bitcode(units: Sequence[Unit], config: TrainConfig, context: TrainingContext) -> list[Unit]:
+    """C source compiled once, so that each later reading is of bitcode; raises BadCorpus for bitcode that was compiled
+    for size where speed is the goal."""
     folder = context.artefact("bitcode")
     found: list[Unit] = []
     for unit in units:
         if unit.path.suffix == ".c":
             path = folder / f"{unit.name}.bc"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(unit.read())
+            path.write_bytes(unit.read(AIMS[config.goal].level))
             unit = replace(unit, path=path)
+        elif config.goal == "speed" and inspect_module(unit.read()).minsize:
+            raise BadCorpus(
+                f"{unit.name} was compiled for size (minsize); for speed compile it with -O3.", file=unit.name
+            )
         found.append(unit)
     return found
 
@@ -158,7 +169,7 @@ def _stock(config: TrainConfig, parts: Mapping[str, list[Unit]], progress: _Prog
         rolled = _roll(config, batch, lambda _: stock_decision, progress)
         rows = [one for unit, one in zip(batch, rolled, strict=True) if one is not None and unit.split == "train"]
         added = {
-            "stock.text": np.array([-1 if rollout is None else rollout.text for rollout in rolled]),
+            "stock.text": np.array([-1 if rollout is None else rollout.cost for rollout in rolled]),
             "stock.features": np.concatenate([np.zeros((0, WIDTH), np.int64), *(one.features_SF for one in rows)]),
             "stock.decisions": np.concatenate([np.zeros(0, np.int64), *(one.stock_S for one in rows)]),
         }
@@ -318,12 +329,12 @@ def _ppo(config: TrainConfig, corpus: Corpus, net: PolicyNet, progress: _Progres
         for number, unit in enumerate(_drawn(config, units, iteration)):
             progress.check()
             random = np.random.default_rng([config.seed, iteration, number])
-            rollout = roll(unit.read(), sampled(policy, random))
+            rollout = progress.roll(unit.read(), sampled(policy, random))
             if rollout is None or not len(rollout.decisions_S):
                 continue
             stock = max(1, corpus.stock[unit.program][unit.name])
-            rolled.append((rollout, (average[unit.name] - rollout.text) / stock))
-            average[unit.name] += (1 - BASELINE_DECAY) * (rollout.text - average[unit.name])
+            rolled.append((rollout, (average[unit.name] - rollout.cost) / stock))
+            average[unit.name] += (1 - BASELINE_DECAY) * (rollout.cost - average[unit.name])
         if not rolled:
             continue
         rewards = np.array([reward for _, reward in rolled])
@@ -361,7 +372,7 @@ def _drawn(config: TrainConfig, units: Sequence[Unit], number: int) -> list[Unit
 
 
 def _roll(config: TrainConfig, units: Sequence[Unit], decide: Any, progress: _Progress) -> list[Rollout | None]:
-    return roll_all(units, decide, threads=config.threads, watch=progress.check)
+    return roll_all(units, decide, progress.roll, threads=config.threads, watch=progress.check)
 
 
 def _sizes_of(
@@ -389,7 +400,9 @@ def _beside(
 ) -> Comparison:
     theirs = _sizes_of(config, test, load_policy(champion.folder), progress, stock)
     difference = evaluate.paired(stock, mine, theirs)
-    return Comparison(champion=champion.manifest.version or 1, metric="text_saved_percent", difference=difference)
+    return Comparison(
+        champion=champion.manifest.version or 1, metric=evaluate.SAVED[config.goal], difference=difference
+    )
 
 
 def _card(config: TrainConfig, corpus: Corpus, metrics: Mapping[str, Metric]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.inlining.advice import Policy, advise
-from services.inlining.engine import Compiled, Level, Module, compile_module
+from services.inlining.engine import Compiled, Module, compile_module
 from services.inlining.replay import Site, as_mapping, read_replay, replay_lines
 from services.inlining.sandbox import CompilerCrashed, CompilerRefused, LimitExceeded, Limits
 
@@ -80,7 +80,6 @@ def tune(
     *,
     evaluations: int,
     seed: int = 0,
-    level: Level = "z",
     limits: Limits | None = None,
     resume: Search | None = None,
     after: Callable[[Search], bool] = lambda _: True,
@@ -89,14 +88,14 @@ def tune(
 
     def compiled(wanted: Mapping[Site, bool]) -> Compiled | None:
         search.spent += 1
-        how: dict[str, Any] = {"places": module.places, "level": level, "target": module.triple, "limits": limits}
+        how: dict[str, Any] = {"places": module.places, "target": module.triple, "limits": limits}
         try:
             return compile_module(module.code, replay=replay_lines(wanted), **how)
         except (CompilerCrashed, CompilerRefused, LimitExceeded):
             return None
 
     if resume is None:
-        advice = advise(module, policy, level=level, seed=seed, limits=limits)
+        advice = advise(module, policy, seed=seed, limits=limits)
         callers = len({decision.caller for decision in advice.decisions})
         start = advice.mapping
         resume = Search(start, advice.advised.text, start, advice.stock.text, advice.compiles, max(1, callers))

@@ -7,11 +7,12 @@ import pytest
 
 from services.inlining.api import DOMAIN
 from services.inlining.engine import compile_module
+from services.inlining.sizes import text_sizes
 from services.inlining.source import to_bitcode
 from shared.service import create_service
 from shared.settings import ServiceSettings
 from shared.testing import running
-from tests.unit.inlining.making import CHECKSUMS, PARSER, QUEUE, policy_bundle
+from tests.unit.inlining.making import CHECKSUMS, PARSER, QUEUE, SCALED, policy_bundle
 
 
 @pytest.fixture
@@ -131,7 +132,6 @@ async def test_headers_and_flags_of_the_source(advise):
         ("int f;", "flag-refused", {"flags": ["-o/tmp/x"]}),
         ("int f;", "flag-refused", {"flags": ["-Wa,-L"]}),
         ("int f;", "flag-refused", {"flags": ["-fnot-known"]}),
-        ("int f;", "speed-not-served", {"goal": "speed"}),
     ],
 )  # fmt: skip
 async def test_source_that_is_refused(advise, content, kind, options):
@@ -164,6 +164,31 @@ async def test_requests_that_are_refused(client, body, status):
     answer = await client.post("/v1/inlining/advice", json=body)
     assert answer.status_code == status, answer.text[:400]
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_speed_is_predicted_and_said_to_be(advise):
+    found = (await advise(SCALED, goal="speed")).json()
+    assert found["winner"].startswith("inline-threshold=")
+    assert found["instructions"]["percent"] < 0
+    assert found["instructions"]["model"]["programs"] >= 15
+    candidates = {row["name"]: row["instructions_percent"] for row in found["candidates"]}
+    assert candidates["stock"] == 0
+    assert "policy" not in candidates  # that of the version is for size
+    assert found["artefact"]["options"][0] == "-O3"
+    bitcode = to_bitcode(SCALED, level="3")
+    assert found["text_stock"] == compile_module(bitcode, level="3").text
+    image = (await advise(SCALED, goal="speed", artefact="object")).json()
+    data = base64.b64decode(image["artefact"]["content"])
+    assert text_sizes(data)[0] == image["artefact"]["text"] == image["text_advised"]
+    assert b"bb_addr_map" not in data
+    marked = (await advise(SCALED, goal="speed", artefact="annotated-ir")).json()
+    assert marked["artefact"]["options"][0] == "-O3"
+
+
+async def test_what_was_compiled_for_size_has_no_speed(advise):
+    answer = await advise(base64.b64encode(to_bitcode(QUEUE)).decode(), "bitcode", goal="speed")
+    assert answer.status_code == 400
+    assert "minsize" in answer.json()["detail"]
 
 
 async def test_a_module_without_calls_is_stock(advise):

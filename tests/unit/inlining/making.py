@@ -57,6 +57,24 @@ int brighten(unsigned char *p, int n, int by) {
   return changed + clamp(by, -9, 9);
 }
 """
+# Loops that call what is too large for -O3 to inline.
+LINES = "".join(f"  sum += p[(n + {k}) & 63] * (by + {k}) ^ (sum >> {1 + k % 7});\n" for k in range(40))
+SCALED = f"""
+static int scaled(const int *p, int n, int by) {{
+  int sum = 0;
+{LINES}  return sum;
+}}
+int all(const int *p, int n) {{
+  int sum = 0;
+  for (int i = 0; i < n; i++) sum += scaled(p, i, 3);
+  return sum;
+}}
+int some(const int *p, int n) {{
+  int sum = 0;
+  for (int i = 0; i < n; i += 2) sum ^= scaled(p + 1, i, n);
+  return sum;
+}}
+"""
 PARSER = """
 #include <ctype.h>
 #include <stddef.h>

@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,7 @@ import pytest
 import ziglang
 
 from services.inlining.advice import advise
+from services.inlining.aims import SIZE, SPEED
 from services.inlining.engine import UnsafeAssembly, compile_module, inspect_module
 from services.inlining.features import STOCK, WIDTH
 from services.inlining.replay import as_mapping, read_replay, replay_lines
@@ -19,7 +21,7 @@ from services.inlining.sandbox import SANDBOX, CompilerCrashed, CompilerRefused,
 from services.inlining.sizes import text_sizes
 from services.inlining.source import to_bitcode
 from shared.problems import InputError
-from tests.unit.inlining.making import PARSER, PROGRAMS, QUEUE
+from tests.unit.inlining.making import PARSER, PROGRAMS, QUEUE, SCALED
 
 ZIG = Path(ziglang.__file__).parent / "zig"
 
@@ -105,8 +107,19 @@ def test_a_fixed_threshold_below_zero_compiles():
 
 def test_advice_without_a_policy_has_the_fixed_candidates():
     advice = advise(inspect_module(to_bitcode(QUEUE)), None)
-    assert [name for name, _ in advice.candidates] == ["stock", "inline-threshold=-10", "inline-threshold=25"]
+    assert [name for name, _, _ in advice.candidates] == ["stock", "inline-threshold=-10", "inline-threshold=25"]
     assert advice.advised.text <= advice.stock.text
+
+
+def test_advice_for_speed_is_the_least_prediction():
+    module = inspect_module(to_bitcode(SCALED, level="3"))
+    advice = advise(module, None, aim=SPEED)
+    costs = {name: cost for name, _, cost in advice.candidates}
+    assert list(costs) == ["stock", *(f"inline-threshold={value}" for value in SPEED.thresholds)]
+    assert advice.winner != "stock"
+    assert advice.cost <= min(costs.values()) + 1e-9 < 0
+    replayed = compile_module(module.code, replay=advice.replay, level="3", profiled=True)
+    assert SPEED.cost(advice.stock, replayed) == advice.cost
 
 
 def test_a_decision_that_raises_ends_the_compile():
@@ -213,7 +226,7 @@ def hostile(count, seed=0):
             before = process.memory_info().rss
         try:
             module = inspect_module(mutated(random_.choice(bitcodes), random_), limits=Limits(seconds=20.0))
-            advise(module, None, thresholds=(-10,), limits=Limits(seconds=20.0))
+            advise(module, None, aim=replace(SIZE, thresholds=(-10,)), limits=Limits(seconds=20.0))
             outcome = "advised"
         except InputError as problem:  # a 4xx; anything else fails the test
             outcome = type(problem).__name__

@@ -1,8 +1,6 @@
 """IR2Perf on made measurements, and the benchmark's tables."""
 
 import json
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +8,10 @@ import pytest
 from services.inlining import benchmark
 from services.inlining.corpus import Package, look, split_of, without_copies
 from services.inlining.datasets import Unit
-from services.inlining.features import STOCK, WIDTH
-from services.inlining.perf import INPUTS, IR2Perf, Sample, held_out, report, spearman, summary, variants
+from services.inlining.features import WIDTH
+from services.inlining.perf import Sample, fit, held_out, report, spearman, variants
 from services.inlining.source import to_bitcode
+from services.inlining.speed import INPUTS, IR2Perf, ir2perf
 from tests.unit.inlining.making import QUEUE
 
 
@@ -25,7 +24,8 @@ def made(programs=4, each=12, seed=0):
         for variant in range(each):
             inputs_X = random.random(len(INPUTS))
             ratio = np.exp(inputs_X @ truth_X + random.normal(0, 0.02))
-            found.append(Sample(f"p{program}", f"v{variant}", inputs_X, float(ratio), True))
+            name = f"inline-threshold={variant}" if variant < 3 else f"v{variant}"
+            found.append(Sample(f"p{program}", name, inputs_X, float(ratio), True))
     return found
 
 
@@ -45,7 +45,7 @@ def test_a_program_is_predicted_by_the_others():
     assert together > 0.6
     assert len(predicted) == 48
     text = report(made())
-    assert "Spearman of all variants together" in text
+    assert "Spearman of all builds together" in text
     assert "48 of 48" in text
 
 
@@ -55,24 +55,25 @@ def test_noise_is_not_predicted():
     assert abs(held_out(noise)[2]) < 0.35
 
 
-def test_no_changed_decision_changes_nothing():
-    random = np.random.default_rng(0)
-    features_SF = random.integers(0, 50, (10, WIDTH + 1))
-    stock_S = random.integers(0, 2, 10)
-    features_SF[:, STOCK] = stock_S
-    same: Any = SimpleNamespace(features_SF=features_SF, decisions_S=stock_S, stock_S=stock_S)
-    other: Any = SimpleNamespace(features_SF=features_SF, decisions_S=1 - stock_S, stock_S=stock_S)
-    assert not summary([same]).any()
-    assert summary([other])[:2].sum() == pytest.approx(1)
-    model = IR2Perf.fit(random.random((20, len(INPUTS))), random.random(20), 1.0)
-    assert model.predict(summary([same])[None])[0] == 0
+def test_the_model_of_all_programs_is_kept(tmp_path):
+    model = fit(made())
+    model.save(tmp_path / "model.json")
+    kept = json.loads((tmp_path / "model.json").read_text())
+    assert kept["about"] == {**model.about, "programs": 4, "builds": 48}
+    assert IR2Perf(np.array(kept["scale"]), np.array(kept["weights"])).predict(np.zeros((1, len(INPUTS))))[0] == 0
+    assert np.sign(model.weights_X[:2]).tolist() == [-1, 1]
+
+
+def test_the_model_that_is_shipped_knows_its_inputs():
+    assert ir2perf().weights_X.shape == (len(INPUTS),)
+    assert ir2perf().weights_X[INPUTS.index("calls")] > 0  # executed calls cost instructions
 
 
 def test_variants_repeat():
     row = np.zeros(WIDTH + 1, np.int64)
-    first, second = ([decide(row) for decide in variants(9).values() for _ in range(20)] for _ in range(2))
+    deciders = [[one["decide"] for one in variants().values() if "decide" in one] for _ in range(2)]
+    first, second = ([decide(row) for decide in all_ for _ in range(20)] for all_ in deciders)
     assert first == second
-    assert len(variants(9)) == 9
     assert set(first) == {0, 1}
 
 

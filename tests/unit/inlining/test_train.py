@@ -8,15 +8,18 @@ import pytest
 from safetensors.numpy import load_file
 
 from services.inlining import evaluate
+from services.inlining.aims import SPEED
 from services.inlining.datasets import BadCorpus, load, modules, split_programs, validate
 from services.inlining.policy import load_policy
 from services.inlining.predict import load as load_predictor
+from services.inlining.rollouts import MILLION, Roller, stock_decision
 from services.inlining.schemas import TrainConfig
+from services.inlining.source import to_bitcode
 from services.inlining.train import compare, train
 from shared.bundles import Bundle
 from shared.jobs.context import JobStopped, LocalContext, StopReason
 from shared.settings import ServiceSettings
-from tests.unit.inlining.making import PROGRAMS, policy_bundle
+from tests.unit.inlining.making import PROGRAMS, SCALED, policy_bundle
 
 SMALL: dict[str, Any] = {
     "clone_epochs": 5,
@@ -52,6 +55,36 @@ def test_every_method_makes_a_bundle_that_serves(corpus, tmp_path, method):
     (served,) = predictor.predict([rows])
     assert not isinstance(served, Exception)
     np.testing.assert_allclose(served, policy.probabilities(rows), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["evolution", "ppo"])
+def test_a_policy_is_retargeted_to_speed(corpus, tmp_path, method):
+    """IR2Perf pays it; what it is better by is a prediction and named so."""
+    (corpus / "scaled.c").write_text(SCALED)
+    config = TrainConfig(goal="speed", method=method, start="clone", **SMALL)
+    bundle = Bundle.open(train(config, corpus, LocalContext(tmp_path / "run")))
+    metrics = bundle.manifest.metrics
+    assert "predicts" in metrics["instructions_saved_percent"].description
+    assert "text_saved_percent" not in metrics
+    assert load_predictor(bundle, ServiceSettings()).goal == "speed"
+
+
+def test_a_roll_for_speed_costs_what_is_predicted():
+    code = to_bitcode(SCALED, level="3")
+    roll = Roller(SPEED)
+    costs = [getattr(roll(code, decide), "cost", None) for decide in (stock_decision, lambda _: 1, lambda _: 0)]
+    assert costs[0] == MILLION
+    assert costs[1] is not None
+    assert costs[1] < MILLION <= costs[2]
+
+
+def test_speed_is_not_learnt_from_bytes(corpus, tmp_path):
+    for method in ("imitate", "ppo"):
+        with pytest.raises(ValueError, match="imitate learns bytes"):
+            TrainConfig(goal="speed", method=method)
+    (corpus / "small.bc").write_bytes(to_bitcode(SCALED))
+    with pytest.raises(BadCorpus, match=r"small\.bc was compiled for size"):
+        train(TrainConfig(goal="speed", method="clone", **SMALL), corpus, LocalContext(tmp_path / "run"))
 
 
 class Stopping(LocalContext):

@@ -1,0 +1,40 @@
+"""What a module is compiled for: machine code as small as can be, or as few executed instructions as can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from services.inlining.engine import Compiled, Level
+from services.inlining.sandbox import CompilerRefused
+from services.inlining.schemas import Goal
+from services.inlining.speed import Facts, ir2perf
+
+
+@dataclass(frozen=True)
+class Aim:
+    """`cost(stock, other)` is what a compile costs beside stock's: below zero it is better. `thresholds` are the fixed
+    candidates; `profiled` is how the engine has to compile for `cost`."""
+
+    goal: Goal
+    level: Level
+    thresholds: tuple[int, ...]
+    profiled: bool
+    cost: Callable[[Compiled, Compiled], float]
+
+
+def _bytes(stock: Compiled, other: Compiled) -> float:
+    return other.text - stock.text
+
+
+def _predicted(stock: Compiled, other: Compiled) -> float:
+    """Raises CompilerRefused where an object has no profile that can be read."""
+    try:
+        return ir2perf().change(Facts.of([stock]), Facts.of([other]))
+    except ValueError as error:
+        raise CompilerRefused(f"What was compiled cannot be judged: {error}.") from None
+
+
+SIZE = Aim("size", "z", (-10, 25), False, _bytes)  # the first is the best single one known for -Oz
+SPEED = Aim("speed", "3", (450, 1000, 3000), True, _predicted)
+AIMS: Mapping[Goal, Aim] = {"size": SIZE, "speed": SPEED}
