@@ -17,6 +17,7 @@ def advise(
     flags: Annotated[list[str] | None, typer.Argument(help="After `--`: the compiler's flags for C source.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the artefact goes.")] = None,
     artefact: Annotated[str, typer.Option(help="replay, annotated-ir or object.")] = "replay",
+    goal: Annotated[str, typer.Option(help="size at -Oz, or speed at -O3, which is predicted.")] = "size",
     best_of: Annotated[int, typer.Option(help="Tries of the policy.", min=1, max=16)] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print the whole answer.")] = False,
     commands: Annotated[
@@ -39,7 +40,7 @@ def advise(
     from fourfold.blocking import Client
 
     with Client() as client:
-        found = client.advise(path, flags=flags or [], artefact=artefact, best_of=best_of)
+        found = client.advise(path, flags=flags or [], goal=goal, artefact=artefact, best_of=best_of)
     if json:
         print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
     else:
@@ -76,6 +77,12 @@ def _show(found: dict[str, Any]) -> None:
     stock, advised = found["text_stock"], found["text_advised"]
     share = f"{100 * (advised - stock) / stock:+.2f} %" if stock else "0 %"
     print(f"{stock} → {advised} bytes of machine code ({share}) by {found['winner']}  ({found['model']})")
+    if (predicted := found["instructions"]) is not None:
+        model = predicted["model"]
+        print(
+            f"{predicted['percent']:+.2f} % executed instructions, predicted; on {model['programs']} programs unseen by "
+            f"it the model ranks builds with a correlation of {model['spearman_of_unseen_programs']}"
+        )
     for row in found["functions"][:20]:
         print(f"  {row['advised'] - row['stock']:+6d}  {row['name']}")
     differing = [site for site in found["sites"] if site["stock"] is not None and site["inline"] != site["stock"]]

@@ -124,17 +124,14 @@ PROGRAMS: dict[str, Program] = {
     "minilzo": Program("lzo2", ("minilzo/*.c",), (), ("-Iminilzo", "-Iinclude/lzo", "-Iinclude")),
     "cliquer": Program("cliquer", ("cl.c", "cliquer.c", "graph.c", "reorder.c"), ("-q", "input.dimacs")),
     "qrencode": Program("qrencode", ("*.c",), ("-t", "ASCII", "-o", "-", "fourfold " * 8), QRENCODE),
-    "figlet": Program(
-        "figlet",
-        ("figlet.c", "zipio.c", "crc.c", "inflate.c", "utf8.c"),
-        ("-d", "source/figlet-2.2.5/fonts", "fourfold serves models"),
-        ('-DDEFAULTFONTDIR="."', '-DDEFAULTFONTFILE="standard.flf"', "-DTLF_FONTS"),
-    ),
     "byacc": Program("byacc", ("*.c",), ("-o", "-", "input.y"), (CONFIGURED,)),
     "mxml": Program("mxml", ("mxml-*.c", "testmxml.c"), ("input.xml",), (CONFIGURED,)),
     "gifecho": Program(
         "giflib",
-        ("[degq]*lib.c", "gif*.c", "quantize.c", "openbsd-reallocarray.c", "gifecho.c", "getarg.c", "qprintf.c"),
+        (
+            *("dgif_lib.c", "egif_lib.c", "gifalloc.c", "gif_err.c", "gif_font.c", "gif_hash.c", "quantize.c"),
+            *("openbsd-reallocarray.c", "gifecho.c", "getarg.c", "qprintf.c"),
+        ),
         ("-t", "fourfold"),
     ),
 }
