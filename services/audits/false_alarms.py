@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from services.audits import backdoor
-from services.audits.checking import Checking
+from services.audits.checking import Checking, Stop, go_on
 from services.audits.image_sets import ImageSet
-from services.audits.networks import ConvNet, Stop, embeddings_of, fit, go_on, right
+from services.audits.networks import ConvNet, embeddings_of, fit, right
 from services.audits.schemas import FalseAlarmsConfig
 from shared.auditing import Continuous, Examples, Kind, Subject
 from shared.jobs.context import StopReason
