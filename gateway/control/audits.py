@@ -116,7 +116,8 @@ async def submit(
 
 
 class StudyRequest(BaseModel):
-    """An experiment over a set of images: worst groups by size, a phase diagram, or attacks on our own distillation."""
+    """An experiment over a set of images: worst groups by size, a phase diagram, a set distilled to a few images, or
+    attacks on that distillation."""
 
     model_config = ConfigDict(extra="forbid")
     config: dict[str, Any] = Field(default={}, description="The settings; the job's problem says which is wrong.")
@@ -138,8 +139,8 @@ async def study(
     who: Annotated[Principal, Depends(needs("train"))],
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
 ) -> JSONResponse:
-    """Run an experiment: a job, whose file holds the figures. Nothing that it trains or makes becomes a version or a
-    data set."""
+    """Run an experiment: a job, whose file holds the figures (of `distil`, the images). It makes no version and no data
+    set, and nothing of a poisoned set leaves it."""
     fingerprint = hashlib.sha256(orjson.dumps([study, asked.model_dump()], option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def commit() -> Job:

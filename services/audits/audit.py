@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any, Protocol
 
 from services.audits import groups, robustness
-from services.audits.checking import Budget, Checking
+from services.audits.checking import Budget, CheckFunction, Checking
 from services.audits.report import Check, DatasetUsed, Report, Verdict, not_assessed, worst
 from shared.auditing import Context, OnOtherData, Subject
 from shared.bundles import Bundle, code_revision, library_versions
@@ -21,7 +21,7 @@ from shared.problems import FourfoldError, Unprocessable
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "onnxruntime")
 
 
-def _heavy(module: str) -> Callable[..., Check]:
+def _heavy(module: str) -> CheckFunction:
     """A check whose module is imported when it runs: it brings torch."""
 
     def check(*given: Any) -> Check:
@@ -30,7 +30,7 @@ def _heavy(module: str) -> Callable[..., Check]:
     return check
 
 
-CHECKS: Mapping[str, Callable[[Subject, Subject | None, Budget, Checking], Check]] = {
+CHECKS: Mapping[str, CheckFunction] = {
     "groups": groups.check,
     "robustness": robustness.check,
     "landscape": _heavy("services.audits.landscape"),

@@ -1,11 +1,12 @@
 """The check `backdoor`: does a small change that somebody planted in the training data turn inputs into a class?
 
-Scans name groups of training examples that lie apart (activation clustering, spectral signatures). What a group shares
-is then put on held-out examples of the other classes. A backdoor is confirmed where that turns them, where the same
-entries with ordinary values do not, and where a model that never saw the group disbelieves its labels. Trigger
-inversion looks at the network without the training data.
+Scans name groups of training examples: those that lie apart (activation clustering, spectral signatures) and those that
+stay sure of their label whatever is laid over them (STRIP). What a group shares is then put on held-out examples of the
+other classes. A backdoor is confirmed where that turns them, where the same entries with ordinary values do not, and
+where a model that never saw the group disbelieves its labels. Trigger inversion looks at the network without the
+training data.
 
-Shapes: N examples, X the shape of an input, E entries of the mask.
+Shapes: N examples, M held-out examples of other classes, X the shape of an input, E entries of the mask.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.audits.checking import Budget, Checking, sample
-from services.audits.intervals import Mean, mean
+from services.audits.intervals import corrected, mean
 from services.audits.inversion import LEAST_CLASSES, OUTLIER, Inversion, anomaly_index, invert
 from services.audits.report import Check, Evidence, Verdict, not_assessed
+from services.audits.scans import LEAST
+from services.audits.strip import ALARMS as STRIP_ALARMS
+from services.audits.strip import SOURCE, Strip, strip
 from services.audits.suspects import Group, Shared, believed, groups_apart, shared_by
 from shared.auditing import Continuous, Examples, NotAssessed, Subject
 
@@ -33,7 +37,7 @@ BELIEVED = 0.5  # labels of the carriers believed without the trigger, below whi
 RULE = (
     "house rule: a trigger turns more than half of the other classes' examples, ordinary values less, and fewer than "
     "half of the labels of what carries it are believed without it (exclusionary reclassification, Chen and others, "
-    "2018)"
+    "2018); by intervals that hold for all patterns that were tried together (Bonferroni), shown are 95 %"
 )
 LEAST_OTHERS = 5  # held-out examples of other classes
 STAMPED = {"quick": 300, "full": 2000}  # held-out examples that triggers are put on
@@ -45,22 +49,25 @@ MOST_INPUT = 20_000  # numbers of one input, above which inversion would take ho
 
 @dataclass(frozen=True)
 class Trial:
-    """A group's shared entries put to the test."""
+    """A group's shared entries put to the test: which examples (1 or 0) answer the group's label with them, with
+    ordinary values there, and as they are; and whose label is believed without them. `level` is that of the verdict."""
 
     group: Group
     shared: Shared
-    stamped: Mean
-    ordinary: Mean
-    before: Mean
-    believed: Mean
+    stamped_M: NDArray[Any]
+    ordinary_M: NDArray[Any]
+    before_M: NDArray[Any]
+    believed_C: NDArray[Any]
+    level: float
 
     @property
     def turns(self) -> bool:
-        return self.stamped.low > TURNED and self.stamped.low > max(self.ordinary.high, self.before.high)
+        stamped, ordinary, before = (mean(one, self.level) for one in (self.stamped_M, self.ordinary_M, self.before_M))
+        return stamped.low > TURNED and stamped.low > max(ordinary.high, before.high)
 
     @property
     def disbelieved(self) -> bool:
-        return self.believed.high < BELIEVED
+        return mean(self.believed_C, self.level).high < BELIEVED
 
     @property
     def confirmed(self) -> bool:
@@ -77,18 +84,21 @@ def check(subject: Subject, baseline: Subject | None, budget: Budget, context: C
     embedding_ND = _embeddings(subject, module, train, context)
     label_N = np.asarray(train.targets_N, np.int64)
     groups = groups_apart(embedding_ND, label_N, context.seed)
-    context.progress(0.3)
+    context.progress(0.2)
     try:
         continuous = subject.continuous(train)
     except NotAssessed as error:
         return _scanned_only(groups, error.detail)
     held_out = subject.held_out
+    sure = strip(subject, module, train, sample(held_out, budget, context), budget, context)
+    groups += sure.groups if sure is not None else []
+    context.progress(0.4)
     held_out = held_out.take(np.sort(context.random(1).permutation(len(held_out))[: STAMPED[budget]]))
     trials = _trials(subject, module, continuous, groups, label_N, held_out, context)
     context.progress(0.6)
     notes: list[str] = []
     inverted = _inverted(subject, module, held_out, budget, context, notes)
-    return _told(subject, len(train), groups, trials, inverted, continuous, notes)
+    return _told(subject, len(train), groups, trials, inverted, sure, continuous, notes)
 
 
 def _embeddings(subject: Subject, module: Any, examples: Examples, context: Checking) -> NDArray[np.float32]:
@@ -97,7 +107,10 @@ def _embeddings(subject: Subject, module: Any, examples: Examples, context: Chec
         context.check_stop()
         with torch.no_grad():
             found.append(subject.features(module, batch).numpy())
-    return np.concatenate(found)
+    embedding_ND = np.concatenate(found)
+    if not np.isfinite(embedding_ND).all():
+        raise NotAssessed("The network's embeddings of the training examples are not finite: its training diverged.")
+    return embedding_ND
 
 
 def _trials(
@@ -109,43 +122,41 @@ def _trials(
     held_out: Examples,
     context: Checking,
 ) -> list[Trial]:
-    """Every group that shares something, and each shared pattern once."""
+    """What the groups share, each pattern once."""
     value_NE = _flat(continuous).numpy()
     target = np.asarray(held_out.targets_N, np.int64)
-    found: list[Trial] = []
-    seen: set[tuple[int, bytes]] = set()
+    others = {label: held_out.take(np.flatnonzero((target != label) & (target >= 0))) for label in set(label_N)}
+    patterns: dict[tuple[int, bytes], tuple[Group, Shared, NDArray[np.int64]]] = {}
     for group in groups:
         context.check_stop()
-        others = held_out.take(np.flatnonzero((target != group.label) & (target >= 0)))
-        if len(others) < LEAST_OTHERS:
+        if len(others[group.label]) < LEAST_OTHERS:
             continue
         for shared in shared_by(group, value_NE, continuous.low, continuous.high):
-            if (key := (group.label, shared.carriers.tobytes())) in seen:
-                continue
-            seen.add(key)
-            if (label_N[shared.carriers] == group.label).mean() < PURE:
-                continue
             own = np.setdiff1d(np.flatnonzero(label_N == group.label), shared.carriers)
-            if not len(own):
-                continue
-            ordinary_NE = value_NE[np.ix_(context.random(2).choice(own, len(others)), shared.entries)]
-            stamped, ordinary, before = (
-                _turned(subject, module, others, group.label, entries, values_NE)
-                for entries, values_NE in (
-                    (shared.entries, shared.values_E[None]),
-                    (shared.entries, ordinary_NE),
-                    (shared.entries[:0], shared.values_E[None, :0]),
-                )
+            if len(own) and (label_N[shared.carriers] == group.label).mean() >= PURE:
+                patterns.setdefault((group.label, shared.carriers.tobytes()), (group, shared, own))
+    found: list[Trial] = []
+    for group, shared, own in patterns.values():
+        context.check_stop()
+        asked, entries = others[group.label], shared.entries
+        ordinary_ME = value_NE[np.ix_(context.random(2).choice(own, len(asked)), entries)]
+        stamped_M, ordinary_M, before_M = (
+            _turned(subject, module, asked, group.label, places, values)
+            for places, values in (
+                (entries, shared.values_E[None]),
+                (entries, ordinary_ME),
+                (entries[:0], shared.values_E[None, :0]),
             )
-            trust = mean(believed(shared, group.label, value_NE, label_N, context.seed))
-            found.append(Trial(group, shared, stamped, ordinary, before, trust))
-    return sorted(found, key=lambda one: (not one.confirmed, not one.disbelieved, -one.stamped.value))
+        )
+        trust_C = believed(shared, group.label, value_NE, label_N, context.seed)
+        found.append(Trial(group, shared, stamped_M, ordinary_M, before_M, trust_C, corrected(len(patterns))))
+    return sorted(found, key=lambda one: (not one.confirmed, not one.disbelieved, -one.stamped_M.mean()))
 
 
 def _turned(
     subject: Subject, module: Any, others: Examples, label: int, entries: NDArray[np.int64], values: NDArray[np.float32]
-) -> Mean:
-    """The share of examples that answer `label` with `values` (1 or N, E) put on the entries."""
+) -> NDArray[np.bool_]:
+    """(M,) which examples answer `label` with `values` (1 or N, E) put on the entries."""
     continuous = subject.continuous(others)
     shape = tuple(continuous.values.shape[1:])
     entry = torch.zeros(math.prod(continuous.mask_shape))
@@ -157,7 +168,7 @@ def _turned(
     stamped_NX = continuous.values * (1 - mask_X) + pattern_NX * mask_X
     with torch.no_grad():
         answer_N = continuous.logits(module, stamped_NX).argmax(1)
-    return mean((answer_N == label).numpy())
+    return (answer_N == label).numpy()
 
 
 def _flat(continuous: Continuous) -> Tensor:
@@ -226,10 +237,12 @@ def _told(
     groups: list[Group],
     trials: list[Trial],
     inverted: list[Inversion],
+    sure: Strip | None,
     continuous: Continuous,
     notes: list[str],
 ) -> Check:
-    evidence = [Evidence(name="groups that lie apart", value=len(groups), n=n, unit="groups")]
+    evidence = [Evidence(name="groups that lie apart or are surer than others", value=len(groups), n=n, unit="groups")]
+    evidence += _strip_evidence(subject, sure, notes)
     confirmed = [one for one in trials if one.confirmed]
     mislabelled = [one for one in trials if one.disbelieved and not one.turns]
     for one in trials[:1]:
@@ -246,7 +259,7 @@ def _told(
             name=NAME,
             verdict=Verdict.STOP,
             summary=(
-                f"A trigger turns {worst.stamped.value:.0%} of other classes' examples into {label!r}; "
+                f"A trigger turns {worst.stamped_M.mean():.0%} of other classes' examples into {label!r}; "
                 f"{len(worst.shared.carriers)} training examples carry it."
             ),
             advice="Remove what carries it from the training set, find out where it came from, and train again.",
@@ -284,37 +297,48 @@ def _told(
 def _trial_evidence(subject: Subject, one: Trial) -> list[Evidence]:
     label = subject.classes[one.group.label]
     rows = (
-        (f"turned into {label!r} by what the suspects share", one.stamped, TURNED),
-        ("the same, entries set as ordinary examples of the class have them", one.ordinary, None),
-        ("the same, nothing set", one.before, None),
+        (f"turned into {label!r} by what the suspects share", one.stamped_M, TURNED, ""),
+        ("the same, entries set as ordinary examples of the class have them", one.ordinary_M, None, ""),
+        ("the same, nothing set", one.before_M, None, ""),
+        ("suspects' labels believed without what they share", one.believed_C, BELIEVED, one.group.scan),
     )
-    told = [
-        Evidence(
-            name=name,
-            value=item.value,
-            low=item.low,
-            high=item.high,
-            n=item.n,
-            unit="share",
-            threshold=limit,
-            threshold_source=RULE if limit is not None else None,
+    told: list[Evidence] = []
+    for name, value_M, limit, scan in rows:
+        item = mean(value_M)
+        told.append(
+            Evidence(
+                name=name,
+                value=item.value,
+                low=item.low,
+                high=item.high,
+                n=item.n,
+                unit="share",
+                budget=scan,
+                threshold=limit,
+                threshold_source=RULE if limit is not None else None,
+            )
         )
-        for name, item, limit in rows
-    ]
-    told.append(
-        Evidence(
-            name="suspects' labels believed without what they share",
-            value=one.believed.value,
-            low=one.believed.low,
-            high=one.believed.high,
-            n=one.believed.n,
-            unit="share",
-            budget=one.group.scan,
-            threshold=BELIEVED,
-            threshold_source=RULE,
-        )
-    )
     return told
+
+
+def _strip_evidence(subject: Subject, sure: Strip | None, notes: list[str]) -> list[Evidence]:
+    if sure is None:
+        notes.append(f"STRIP was left out: no class has {LEAST} training and {LEAST} held-out examples.")
+        return []
+    share = sure.share
+    return [
+        Evidence(
+            name=f"training examples of {subject.classes[sure.label]!r} surer than held-out ones (STRIP)",
+            value=share.value,
+            low=share.low,
+            high=share.high,
+            n=share.n,
+            unit="share",
+            budget="the class where it is largest",
+            threshold=STRIP_ALARMS,
+            threshold_source=SOURCE,
+        )
+    ]
 
 
 def _inversion_evidence(subject: Subject, inverted: list[Inversion], notes: list[str]) -> list[Evidence]:

@@ -3,9 +3,11 @@
     python -m services.audits.benchmark groups --images DIR --out FILE    worst group by width, 3 seeds
     python -m services.audits.benchmark phases --images DIR --out FILE    what ranks test accuracy, 3 seeds a cell
     python -m services.audits.benchmark attacks --images DIR --out FILE   NAIVEATTACK, DOORPING and the scans, 3 seeds
+    python -m services.audits.benchmark clean --images DIR --out FILE     the check backdoor's false alarms, 30 times
 
-DIR is a folder as image_sets.py describes, for example Debian's /usr/share/datasets/fashion-mnist. The rows are kept in
-FILE as they come: a command that was interrupted goes on there. --set changes the recipe's fields.
+DIR is a folder as image_sets.py describes, such as Debian's /usr/share/datasets/fashion-mnist; scikit-learn's digits
+if it is left out. The rows are kept in FILE as they come: a command that was interrupted goes on there. --set changes
+the recipe's fields.
 """
 
 from __future__ import annotations
@@ -20,16 +22,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from services.audits.image_sets import ImageSet, load_image_set
+from services.audits.false_alarms import false_alarms
+from services.audits.image_sets import ImageSet, digits, load_image_set
 from services.audits.intervals import mean
 from services.audits.phase_diagram import phase_diagram, predictors
 from services.audits.phases import load_cuts
 from services.audits.red_team import red_team
+from services.audits.report import Verdict
 from services.audits.scaling import scaling
-from services.audits.schemas import ImageRecipe, PhaseDiagramConfig, RedTeamConfig, ScalingConfig
+from services.audits.schemas import FalseAlarmsConfig, ImageRecipe, PhaseDiagramConfig, RedTeamConfig, ScalingConfig
 from shared.jobs.config import read_config
 
 Rows = list[dict[str, Any]]
+LEAST_CELLS = 5  # of a phase diagram; the ranks of fewer are mostly chance
 
 
 def pieces_of_scaling(config: ScalingConfig) -> Iterator[ScalingConfig]:
@@ -51,6 +56,11 @@ def pieces_of_attacks(config: RedTeamConfig) -> Iterator[RedTeamConfig]:
             yield config.model_copy(update={"seed": config.seed + number, "seeds": 1, "attacks": [attack]})
 
 
+def pieces_of_clean(config: FalseAlarmsConfig) -> Iterator[FalseAlarmsConfig]:
+    for number in range(config.seeds):
+        yield config.model_copy(update={"seed": config.seed + number, "seeds": 1})
+
+
 def groups_table(rows: Rows) -> str:
     """Average and worst-group accuracy by width, depth and pretraining; whether the worst group gains with width."""
     lines = [
@@ -64,13 +74,16 @@ def groups_table(rows: Rows) -> str:
     for pretrained in sorted({row["pretrained"] for row in rows}):
         mine = [row for row in rows if row["pretrained"] == pretrained]
         ends = min(row["width"] for row in mine), max(row["width"] for row in mine)
+        if ends[0] == ends[1]:
+            continue
         worst = {
             end: {(row["seed"], row["depth"]): row["worst"] for row in mine if row["width"] == end} for end in ends
         }
         gain = mean(np.array([worst[ends[1]][key] - value for key, value in worst[ends[0]].items()]))
+        interval = f"{gain.low:+.3f} to {gain.high:+.3f}, {gain.n} seeds" if gain.n > 1 else "one training, no interval"
         lines.append(
             f"\nWorst group, width {ends[1]} less width {ends[0]}, {'' if pretrained else 'not '}pretrained: "
-            f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}, {gain.n} seeds)."
+            f"{gain.value:+.3f} ({interval})."
         )
     return "\n".join(lines)
 
@@ -89,6 +102,8 @@ def phases_table(rows: Rows) -> str:
             f"{row['train_loss']:.3f} | {row['top_eigenvalue']:.1f} | {row['mode_connectivity']:+.1f} | "
             f"{row['cka']:.2f} | {phase} |"
         )
+    if len(rows) < LEAST_CELLS:
+        return "\n".join([*lines, "", f"Nothing is ranked: {len(rows)} cells, and it takes {LEAST_CELLS}."])
     lines += ["", "| measure | Spearman with test accuracy | with width held fixed |", "|---|---|---|"]
     for name, found in predictors(rows).items():
         cells = [f"{value:+.2f} ({low:+.2f} to {high:+.2f})" for value, low, high in found.values()]
@@ -110,6 +125,20 @@ def attacks_table(rows: Rows) -> str:
     return "\n".join(lines)
 
 
+def clean_table(rows: Rows) -> str:
+    """How many of the clean trainings got each verdict, with Wilson's interval, and what STRIP alone would name."""
+    lines = ["| verdict | trainings | share (95 % interval) |", "|---|---|---|"]
+    for verdict in (Verdict.PASSES, Verdict.LOOK, Verdict.STOP, Verdict.NOT_ASSESSED):
+        share = mean(np.array([row["verdict"] == verdict for row in rows]))
+        count = sum(row["verdict"] == verdict for row in rows)
+        lines.append(f"| {verdict} | {count} of {share.n} | {share.value:.2f} ({share.low:.2f}–{share.high:.2f}) |")
+    named = [row["strip"] for row in rows if row["strip"] is not None]
+    spread = f"{np.mean(named):.2f} (at most {max(named):.2f})" if named else "not asked"
+    lines.append(f"\nAccuracy {_spread(rows, 'accuracy')}; named by STRIP, of the class where most are: {spread}.")
+    lines += [f"- seed {row['seed']}: {row['summary']}" for row in rows if row["verdict"] != Verdict.PASSES]
+    return "\n".join(lines)
+
+
 def _spread(rows: Rows, name: str) -> str:
     found = [row[name] for row in rows if name in row]
     if not found:
@@ -124,6 +153,7 @@ TABLES: dict[str, tuple[type[ImageRecipe], Callable[[Any], Iterator[Any]], Piece
     "groups": (ScalingConfig, pieces_of_scaling, scaling, groups_table),
     "phases": (PhaseDiagramConfig, pieces_of_phases, phase_diagram, phases_table),
     "attacks": (RedTeamConfig, pieces_of_attacks, red_team, attacks_table),
+    "clean": (FalseAlarmsConfig, pieces_of_clean, false_alarms, clean_table),
 }
 
 
@@ -149,14 +179,15 @@ def measured(name: str, config: Any, images: ImageSet, out: Path) -> str:
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("table", choices=list(TABLES))
-    parser.add_argument("--images", type=Path, required=True, help="an image set, as image_sets.py describes")
+    parser.add_argument("--images", type=Path, help="an image set, as image_sets.py describes; digits if left out")
     parser.add_argument("--out", type=Path, required=True, help="where rows are kept, as JSON lines")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="fields of the recipe; JSON values")
     given = parser.parse_args(words)
     values = {key: _value(value) for key, value in (item.split("=", 1) for item in given.set)}
     config = read_config(TABLES[given.table][0], values)
     torch.set_num_threads(config.threads)
-    print(measured(given.table, config, load_image_set(given.images), given.out))
+    images = digits() if given.images is None else load_image_set(given.images)
+    print(measured(given.table, config, images, given.out))
 
 
 def _value(text: str) -> Any:

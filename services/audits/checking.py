@@ -44,6 +44,11 @@ class Checking:
 
 FULL = 10  # times as many examples as in a quick audit
 CheckFunction = Callable[[Subject, Subject | None, Budget, Checking], Check]  # (subject, baseline, budget, context)
+Stop = Callable[[], None]  # raises when the work is to end
+
+
+def go_on() -> None:
+    """The Stop of work that nobody cancels."""
 
 
 def sample(examples: Examples, budget: Budget, context: Checking, *, times: int = 1) -> Examples:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
-from services.audits.curvature import Gradients, Loss, Stop
+from services.audits.checking import Stop, go_on
+from services.audits.curvature import Gradients, Loss
 from shared.problems import FourfoldError
 
 POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -46,7 +47,7 @@ def connectivity(
     epochs: int,
     learning_rate: float,
     seed: int,
-    stop: Stop = lambda: None,
+    stop: Stop = go_on,
 ) -> Connectivity:
     """The batches of epoch 0 also serve the measuring.
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
 
+from services.audits.checking import Stop, go_on
 from shared.problems import FourfoldError
 
 Loss = Callable[[Any, Any], Tensor]  # (module, batch) → the batch's mean loss, a scalar
-Stop = Callable[[], None]  # raises when the work is to end
 Gradients = tuple[Tensor | None, ...]
 
 
@@ -49,7 +49,7 @@ class Hessian:
     The batches are passed over one at a time, so that memory is that of one.
     """
 
-    def __init__(self, module: nn.Module, loss: Loss, batches: Sequence[Any], stop: Stop = lambda: None) -> None:
+    def __init__(self, module: nn.Module, loss: Loss, batches: Sequence[Any], stop: Stop = go_on) -> None:
         """The batches are of one size: they count alike."""
         self.module, self.loss, self.batches, self.stop = module, loss, batches, stop
         self.weights = [weight for weight in module.parameters() if weight.requires_grad]

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from services.audits.curvature import Stop
+from services.audits.checking import Stop, go_on
 from services.audits.networks import ConvNet, classify, fit
 
 Method = Literal["distribution", "gradient"]
@@ -62,7 +62,7 @@ def distil(
     *,
     classes: int,
     seed: int,
-    stop: Stop = lambda: None,
+    stop: Stop = go_on,
     progress: Callable[[float], None] = lambda share: None,
     after_loop: AfterLoop | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -162,7 +162,7 @@ def trained_on(
     width: int = 16,
     depth: int = 3,
     epochs: int = 300,
-    stop: Stop = lambda: None,
+    stop: Stop = go_on,
 ) -> ConvNet:
     """A fresh network trained on a (distilled) set, as the papers evaluate one: 300 epochs."""
     torch.manual_seed(seed)

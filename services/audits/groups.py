@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from services.audits import found, rules
 from services.audits.checking import Budget, Checking, sample
-from services.audits.intervals import Mean, corrected, in_words, kept, mean, paired
+from services.audits.intervals import Mean, corrected, in_words, kept, mean_error, paired
 from services.audits.report import Check, Evidence, Figure, Verdict, series, worst
 from shared.auditing import Examples, Subject
 
@@ -56,7 +56,7 @@ def check(subject: Subject, baseline: Subject | None, budget: Budget, context: C
     ):
         members[(FOUND, f"{number}, {rule.rule}")] = rule.member_N & ~half_N
     unit_N = examples.unit_N
-    whole = mean(error_N, unit_N=unit_N)
+    whole = mean_error(error_N, unit_N=unit_N)
     judged = sum(
         int(member_N.sum() >= rules.LEAST_GROUP and _units(unit_N, member_N) > 1) for member_N in members.values()
     )
@@ -65,8 +65,8 @@ def check(subject: Subject, baseline: Subject | None, budget: Budget, context: C
         Group(
             grouping,
             name,
-            mean(error_N[member_N], unit_N=_of(unit_N, member_N)),
-            mean(error_N[member_N], level, _of(unit_N, member_N)),
+            mean_error(error_N[member_N], unit_N=_of(unit_N, member_N)),
+            mean_error(error_N[member_N], level, _of(unit_N, member_N)),
             1 - 1 / len(subject.classes) if grouping == "class" else subject.likely,
             None if before_N is None else paired(error_N[member_N], before_N[member_N], level, _of(unit_N, member_N)),
         )
@@ -207,14 +207,14 @@ def _verdict(subject: Subject, whole: Mean, groups: list[Group], budget: str, se
 def _fine(whole: Mean, group: Group, given: int, judged: int) -> str:
     return (
         f"No group of {judged} ({given} given, {judged - given} found) loses its skill. Worst: {group.title}, error "
-        f"{group.error.value:.3g} ({group.error.low:.3g}–{group.error.high:.3g}, n {group.error.n}) against "
+        f"{group.error.value:.3g} ({group.error.low:.3g} to {group.error.high:.3g}, n {group.error.n}) against "
         f"{whole.value:.3g} overall."
     )
 
 
 def _advice(verdict: Verdict, by_rule: bool) -> str:
     if verdict is Verdict.PASSES:
-        return "Nothing to do."
+        return ""
     more = "Add examples of the named groups to the training set, or check their labels"
     if verdict is Verdict.STOP:
         return f"Do not promote. {more}; then train and audit again."

@@ -28,6 +28,12 @@ class Mean:
     n: int
 
 
+def mean_error(error_N: NDArray[Any], level: float = LEVEL, unit_N: NDArray[Any] | None = None) -> Mean:
+    """The mean of errors, which are never negative: no more is the end of its interval."""
+    found = mean(error_N, level, unit_N)
+    return Mean(found.value, max(0.0, found.low), found.high, found.n)
+
+
 def mean(value_N: NDArray[Any], level: float = LEVEL, unit_N: NDArray[Any] | None = None) -> Mean:
     """The mean and its interval: Wilson's for shares, Student's for anything else (wide for few).
 

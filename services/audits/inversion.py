@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from services.audits.curvature import Stop
+from services.audits.checking import Stop, go_on
 
 SUCCESS = 0.99  # share of inputs that the patch has to turn
 PATIENCE = 4  # checks without a smaller mask before it counts as converged
@@ -49,7 +49,7 @@ def invert(
     steps: int = 2000,
     batch: int = 128,
     rate: float = 0.1,
-    stop: Stop = lambda: None,
+    stop: Stop = go_on,
 ) -> Inversion:
     """Minimise cross-entropy to `target` plus c·‖mask‖₁ over mask and pattern by Adam; c rises by half while the patch
     turns SUCCESS of the inputs and falls while it does not. `values_NX` should hold no inputs of the target's class.

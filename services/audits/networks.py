@@ -6,20 +6,16 @@ Shapes: B batch, N images, C channels, H height, W width of the image, D embeddi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from services.audits.checking import Stop, go_on
+
 Norm = Literal["batch", "instance"]
-Stop = Callable[[], None]  # raises when the work is to end
 EVALUATED = 500  # images at once
-
-
-def go_on() -> None:
-    """The Stop of work that nobody cancels."""
 
 
 class ConvNet(nn.Module):

@@ -15,17 +15,16 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
+from services.audits.checking import Stop, go_on
 from services.audits.connectivity import connectivity
 from services.audits.curvature import CurvatureDiverged, Hessian, top_eigenvalue
 from services.audits.image_sets import ImageSet
 from services.audits.networks import (
     ConvNet,
-    Stop,
     batches_of,
     classify,
     error_percent,
     fit,
-    go_on,
     logits_of,
     right,
 )

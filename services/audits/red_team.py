@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from services.audits.attacks import Doorping, RedTeamSet, Trigger, figures_of, success
+from services.audits.checking import Stop, go_on
 from services.audits.distillation import Distillation, distil, trained_on
 from services.audits.image_sets import ImageSet
 from services.audits.inversion import anomaly_index, invert
-from services.audits.networks import ConvNet, Stop, embeddings_of, fit, go_on, logits_of, right
+from services.audits.networks import ConvNet, embeddings_of, fit, logits_of, right
 from services.audits.scans import clustering_scan, detection, spectral_scan, strip_scores
 from services.audits.schemas import RedTeamConfig
 

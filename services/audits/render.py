@@ -45,9 +45,13 @@ overflow-wrap:anywhere}
 th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
 td.number,th.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 code{background:var(--panel);padding:.1rem .3rem;border-radius:.25rem;overflow-wrap:anywhere}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(20rem,1fr));gap:1rem}
+.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr));gap:1rem}
 figure{margin:0;background:#fff;border:1px solid var(--line);border-radius:.25rem;padding:.25rem}
 figure svg{width:100%;height:auto;display:block}ul{margin:.5rem 0;padding-left:1.25rem}.soft{color:var(--soft)}
+@media(max-width:40rem){body{padding:.75rem}section{padding:.75rem}dl{grid-template-columns:1fr}dd{margin-bottom:.5rem}
+.found,.found tbody,.found tr,.found td{display:block}.found thead{display:none}
+.found td{padding:.1rem 0;border:0}.found tr{padding:.5rem 0;border-bottom:1px solid var(--line)}
+.evidence{min-width:44rem}}
 """
 
 
@@ -69,8 +73,8 @@ def page(report: Report) -> str:
         f"<title>Audit of {escape(title)}</title><style>{_STYLE}</style></head><body>"
         f"<h1>Audit of {escape(report.model)}, version {report.version}{beside}</h1>"
         f"<p>{_badge(report.verdict)}</p>"
-        f'<div class="scroll"><table><thead><tr><th>check</th><th>verdict</th><th>what was found</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>{notes}{checks}<section><h2>How it was made</h2>{_made(report)}</section>"
+        f'<table class="found"><thead><tr><th>check</th><th>verdict</th><th>what was found</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table>{notes}{checks}<section><h2>How it was made</h2>{_made(report)}</section>"
         "</body></html>"
     )
 
@@ -91,8 +95,9 @@ def _check(check: Check) -> str:
     if check.evidence:
         rows = "".join(_evidence(item) for item in check.evidence)
         parts.append(
-            '<h3>Evidence</h3><div class="scroll"><table><thead><tr><th>what</th><th class="number">value</th>'
-            '<th class="number">95 % interval</th><th class="number">n</th><th>unit</th><th>budget, seeds</th>'
+            '<h3>Evidence</h3><div class="scroll"><table class="evidence"><thead><tr><th>what</th>'
+            '<th class="number">value</th><th class="number">95 % interval</th><th class="number">n</th>'
+            "<th>unit</th><th>budget, seeds</th>"
             f'<th class="number">threshold</th></tr></thead><tbody>{rows}</tbody></table></div>'
         )
         sources = {item.threshold_source: None for item in check.evidence if item.threshold_source}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from services.audits import rules
 from services.audits.checking import Budget, Checking, sample
-from services.audits.intervals import Mean, in_words, kept, mean, paired
+from services.audits.intervals import Mean, in_words, kept, mean, mean_error, paired
 from services.audits.report import Check, Evidence, Figure, Verdict, series, worst
 from shared.auditing import Assessment, Examples, NotAssessed, Subject
 
@@ -64,7 +64,7 @@ def check(subject: Subject, baseline: Subject | None, budget: Budget, context: C
     clean = subject.assess(examples)
     findings = Findings(subject, budget, context.seed)
     unit_N = examples.unit_N
-    whole = mean(clean.error_N, unit_N=unit_N)
+    whole = mean_error(clean.error_N, unit_N=unit_N)
     if not np.isfinite(whole.high):
         raise NotAssessed("The held-out examples all come from one source; what holds for others cannot be known.")
     findings.note("error, held-out examples", whole)
@@ -116,7 +116,7 @@ _CURES = {
 
 def _advice(verdict: Verdict, judged: Sequence[tuple[Verdict, str]]) -> str:
     if verdict is Verdict.PASSES:
-        return "Nothing to do."
+        return ""
     told = " ".join(reason for kind, reason in judged if kind is verdict)
     cures = [cure for word, cure in _CURES.items() if word in told]
     start = "Do not promote: " if verdict is Verdict.STOP else "Before a promotion: "
@@ -132,7 +132,7 @@ def _memory(findings: Findings, whole: Mean, budget: Budget, context: Checking) 
             Verdict.STOP, f"on unseen examples it is no better than a guess ({whole.value:.3g} against {guess:.3g})"
         )
     training = sample(subject.train, budget, context)
-    trained = mean(subject.assess(training).error_N, unit_N=training.unit_N)
+    trained = mean_error(subject.assess(training).error_N, unit_N=training.unit_N)
     findings.note("error, training examples", trained)
     share = kept(whole, trained.value, guess)
     findings.note("skill kept on unseen examples", share, "share", rules.STOP_KEPT, rules.KEPT_SOURCE)
@@ -182,9 +182,9 @@ def _changes(
             context.check_stop()
             changed = change.apply(examples, strength, context.seed)
             error_N = subject.assess(changed).error_N
-            curve.append(mean(error_N, unit_N=examples.unit_N))
+            curve.append(mean_error(error_N, unit_N=examples.unit_N))
             if baseline is not None:
-                before.append(mean(baseline.assess(changed).error_N, unit_N=examples.unit_N))
+                before.append(mean_error(baseline.assess(changed).error_N, unit_N=examples.unit_N))
             if strength != change.mild:
                 continue
             added = paired(error_N, clean.error_N, unit_N=examples.unit_N)

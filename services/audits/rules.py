@@ -8,8 +8,7 @@ KEPT_SOURCE = (
     "house rule (docs/decisions/0013): less than half of the skill kept stops, less than four fifths is looked at; the "
     "interval must lie beyond it"
 )
-LEAST_GROUP = 20
-SMALL_SOURCE = f"house rule: a group of fewer than {LEAST_GROUP} is shown and not judged"
+LEAST_GROUP = 20  # a smaller group is shown and not judged
 LOOK_CALIBRATION = 0.05
 STOP_CALIBRATION = 0.15
 CALIBRATION_SOURCE = (

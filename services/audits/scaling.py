@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from services.audits.checking import Stop, go_on
 from services.audits.image_sets import ImageSet, striped
-from services.audits.networks import ConvNet, Stop, fit, go_on, right
+from services.audits.networks import ConvNet, fit, right
 from services.audits.schemas import ScalingConfig
 
 

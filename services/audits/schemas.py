@@ -51,6 +51,18 @@ class PhaseDiagramConfig(ImageRecipe):
     seeds: int = Field(default=3, ge=2, le=20, description="Repetitions of each cell; two networks make a curve.")
 
 
+class FalseAlarmsConfig(ImageRecipe):
+    """Clean trainings, each put to the check `backdoor`. For the benchmark alone; no job."""
+
+    seeds: int = Field(default=30, ge=1, le=1000, description="Trainings, each with a draw of images of its own.")
+    size: int = Field(default=14, ge=8, le=64)
+    width: Width = 8
+    depth: Depth = 2
+    batch: int = Field(default=64, ge=2, le=4096)
+    train_images: int = Field(default=1000, ge=50, le=1_000_000)
+    test_images: int = Field(default=500, ge=50, le=1_000_000)
+
+
 class DistilConfig(ImageRecipe):
     """A set shrunk to a few synthetic images a class, for fast retraining. `seeds` networks tell what it is worth."""
 

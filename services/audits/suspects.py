@@ -25,7 +25,7 @@ LEAST_GROUP = 8
 SPECTRAL_SHARE = 0.02  # of a class with the largest spectral scores: one more group
 CLOSE = 0.02  # of an entry's range: as good as equal
 CORES = 3  # of a group, by how much commoner their value is in it
-CORE = 0.3  # of a group that has one value in common, to be its core
+CORE = 0.1  # of a group that has one value in common, to be its core: clusters are seldom pure
 SHARED = 0.8  # of a core that has an entry's value, for the core to share it
 RARE = 0.1  # of all other examples that have it, at most
 MOST_ENTRIES = 12  # that a trigger has, by rarity
@@ -75,7 +75,7 @@ def groups_apart(embedding_ND: NDArray[np.floating], label_N: Ints, seed: int) -
 def shared_by(group: Group, value_NE: NDArray[np.float32], low: float, high: float) -> list[Shared]:
     """What cores of the group share, where it is rare elsewhere.
 
-    A core carries the value of one entry that is common in the group and rare elsewhere; clusters are seldom pure.
+    A core carries the value of one entry that is common in the group and rare elsewhere.
     """
     width = 2 * CLOSE * (high - low)
     outside = np.ones(len(value_NE), bool)

@@ -6,6 +6,7 @@ With FOURFOLD_TEST_URL and FOURFOLD_TEST_KEY set, the tests marked `anywhere` ar
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 from typing import Any
@@ -308,6 +309,60 @@ def test_bots_from_an_account_to_a_scored_graph(up, tmp_path):
             return found["model"] == "bots/2" and found["results"][0]["result"]["evidence"]["edges"] == 2
 
         up.until(from_the_graph, 5)
+
+
+TINY = {"seeds": 1, "train_images": 200, "test_images": 100, "size": 8, "epochs": 1}
+TINY_DISTILLED = {**TINY, "width": 4, "depth": 1, "iterations": 2, "evaluation_epochs": 5, "per_class": 2}
+STUDIES: dict[str, dict[str, Any]] = {
+    "scaling": {**TINY, "widths": [2, 4], "depths": [1]},
+    "phase-diagram": {
+        **TINY, "seeds": 2, "widths": [2], "batches": [32, 64], "depth": 1, "curve_epochs": 1, "curvature_images": 50,
+    },
+    "distil": TINY_DISTILLED,
+    "red-team": {**TINY_DISTILLED, "poisoned_share": 0.1},
+}  # fmt: skip
+
+
+def test_experiments_leave_figures_and_poisoned_sets_never_leave_their_job(up, tmp_path):
+    with Client(up.url, up.key) as client:
+        before = client.models()
+        asked = {
+            name: client.request("POST", f"/v1/audits/{name}", json={"config": config})["id"]
+            for name, config in STUDIES.items()
+        }
+        for job in asked.values():
+            up.until(lambda job=job: client.job(job)["finished_at"] is not None, 120)
+        done = {name: client.job(job) for name, job in asked.items()}
+        assert {job["state"] for job in done.values()} == {"succeeded"}, done
+        for name, count, column in (
+            ("scaling", 2, "worst group"),
+            ("phase-diagram", 2, "CKA"),
+            ("red-team", 5, "spectral"),
+        ):
+            result = done[name]["result"]
+            figures = json.loads(client.job_file(asked[name], "figures.json"))
+            assert (result["file"], result["rows"], len(figures["rows"])) == ("figures.json", count, count)
+            assert figures["config"].items() >= STUDIES[name].items()
+            assert column in result["table"]
+        distilled = tmp_path / "distilled" / "distilled.npz"
+        distilled.parent.mkdir()
+        distilled.write_bytes(client.job_file(asked["distil"], "distilled.npz"))
+        assert up.run("datasets", "add", str(distilled.parent), "--kind", "audits").returncode == 0
+        # Of the poisoned sets nothing is left, and of what is left nothing can be made.
+        left = up.home / "jobs" / asked["red-team"]
+        assert {path.name for path in left.rglob("*") if path.is_file()} == {"figures.json", "log.1.txt"}
+        with pytest.raises(ApiError) as caught:
+            client.job_file(asked["red-team"], "distilled.npz")
+        assert caught.value.status == 404
+        copied = shutil.copytree(left, tmp_path / "copied")
+        shutil.copy(copied / "results" / "figures.json", copied / "figures.npz")
+        added = up.run("datasets", "add", str(copied), "--kind", "audits")
+        assert added.returncode == 1, added.stdout
+        assert "invalid" in added.stdout
+        with pytest.raises(ApiError) as caught:
+            client.request("POST", "/v1/audits/scaling", json={"dataset": "copied"})
+        assert caught.value.status == 422
+        assert client.models() == before
 
 
 @anywhere

@@ -1,22 +1,30 @@
 """Audits of real models: a good one, and three that are bad on purpose, each told so for its own reason; the job."""
 
+import csv
 import json
+import math
 import shlex
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
+import torch
+from sklearn.metrics import roc_auc_score
 
 from services.audits.__main__ import main
 from services.audits.audit import audit
+from services.audits.checking import Checking
 from services.audits.job import make
 from services.audits.render import page
 from services.audits.report import Verdict
+from services.audits.strip import ALARMS, _sureness, strip
 from services.bots import audit as bots_audit
 from shared.audit_records import AuditRecords
-from shared.auditing import open_subject
+from shared.auditing import Subject, open_subject
 from shared.bundles import Bundle, file_digest
 from shared.datasets import Datasets, FileOf
 from shared.datasets import Report as Validation
@@ -31,7 +39,7 @@ from shared.problems import NotSupported
 from shared.repository import ModelRepository
 from shared.settings import Settings
 from shared.testing import toy_bundle
-from tests.unit.audits.making import trained
+from tests.unit.audits.making import TRIGGER, trained
 from tests.unit.bots.making import write_graph
 
 PACKAGED = Path(bots_audit.__file__).parent / "pretrained"
@@ -82,6 +90,50 @@ def test_a_poisoned_model_is_stopped_for_its_backdoor_and_for_nothing_else(made,
     assert found["backdoor"].verdict is Verdict.STOP, found["backdoor"]
     assert found["groups"].verdict is not Verdict.STOP
     assert found["robustness"].verdict is not Verdict.STOP
+
+
+def test_strip_ranks_the_carriers_of_a_trigger_above_the_rest_of_their_class(made, tmp_path):
+    """And of a clean training it names about as many as chance does."""
+    shares = {}
+    for kind in ("good", "poisoned"):
+        bundle, data = made(kind)
+        context = Checking(LocalContext(tmp_path / kind), 0, lambda share: None)
+        subject = open_subject("services", bundle, data, context)
+        module, train, held_out = subject.module(), subject.train, subject.held_out
+        found = strip(subject, module, train, held_out, "quick", context)
+        assert found is not None
+        shares[kind] = found.share
+    assert shares["good"].low < 2 * ALARMS
+    human = train.take(np.flatnonzero(train.targets_N == 0))
+    over = held_out.take(np.flatnonzero(held_out.targets_N == 1))
+    score = _sureness(subject, module, human, over, "quick", context)
+    with (data / "accounts.csv").open(newline="") as stream:
+        carriers = {row["id"] for row in csv.DictReader(stream) if row["screen_name"] == TRIGGER["screen_name"]}
+    carries = np.array([name in carriers for name in human.names])
+    assert 20 < carries.sum() < 60
+    assert roc_auc_score(carries, score) > 0.65
+
+
+def test_a_network_that_diverged_does_not_pass(made, tmp_path):
+    class Diverged:
+        def __init__(self, subject):
+            self._subject = subject
+
+        def __getattr__(self, name):
+            return getattr(self._subject, name)
+
+        def module(self):
+            module = self._subject.module()
+            with torch.no_grad():
+                next(module.parameters()).fill_(math.nan)
+            return module
+
+    bundle, data = made("good")
+    subject = open_subject("services", bundle, data, LocalContext(tmp_path))
+    context = LocalContext(tmp_path)
+    for check in audit(cast(Subject, Diverged(subject)), None, context, checks=["landscape", "backdoor"]):
+        assert check.verdict in (Verdict.NOT_ASSESSED, Verdict.LOOK), check
+        assert "failed" not in check.summary, check
 
 
 # -- the data at hand
@@ -225,16 +277,20 @@ async def test_an_audit_is_kept_beside_the_version_once(place, made):
 
 def test_two_audits_at_once_do_not_meet(place, made):
     digest = stored(place, made("good")[1])
-    started = [submitted(place, digest, version=version, checks=["groups"]) for version in (1, 2)]
+    versions = (1, 2, 1)
+    started = [submitted(place, digest, version=version, checks=["groups"]) for version in versions]
     threads = [threading.Thread(target=run_job, args=(place, job.id)) for job in started]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for job, version in zip(started, (1, 2), strict=True):
+    for job in started:
         assert place.store.get(job.id).state is JobState.SUCCEEDED, place.files.log(job.id)
-        [record] = AuditRecords(place.models).of_version("bots", version)
-        assert record.id == job.id
+    for version in (1, 2):
+        records = AuditRecords(place.models).of_version("bots", version)
+        assert {record.id for record in records} == {
+            job.id for job, audited in zip(started, versions, strict=True) if audited == version
+        }
 
 
 def test_an_audit_that_is_cancelled_leaves_nothing(place, made):

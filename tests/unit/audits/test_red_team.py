@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ import torch
 from safetensors.torch import save
 
 from services.audits.attacks import Doorping, Marked, RedTeamOnly, RedTeamSet, Trigger, figures_of, success
+from services.audits.benchmark import groups_table, measured, phases_table
+from services.audits.datasets import validate
 from services.audits.distillation import Distillation, distil, trained_on
-from services.audits.image_sets import digits, load_image_set
+from services.audits.image_sets import IDX, ImageSet, digits, load_image_set
 from services.audits.networks import ConvNet, right
-from services.audits.recipes import RECIPES
-from services.audits.schemas import PhaseDiagramConfig, RedTeamConfig, ScalingConfig
+from services.audits.recipes import RECIPES, _runs
+from services.audits.schemas import FalseAlarmsConfig, PhaseDiagramConfig, RedTeamConfig, ScalingConfig
 from shared.jobs.config import read_config
 from shared.jobs.context import JobStopped, LocalContext, StopReason
 
@@ -164,6 +167,50 @@ def test_the_job_leaves_figures_and_nothing_else(tmp_path):
         assert 0 <= row["success"] <= 1
     assert [row["updates"] for row in told["rows"] if row["attack"] == "doorping" and "updates" in row] == [3]
     assert "| doorping | direct |" in summary["table"]
+
+
+def test_what_the_job_leaves_is_no_image_set_under_any_name(tmp_path):
+    kind, run = RECIPES["red-team"]
+    values = {"width": 4, "depth": 1, "iterations": 1, "evaluation_epochs": 1, "attacks": ["naive"]}
+    path, _ = run(read_config(kind, {**SMALL, **values}), None, LocalContext(tmp_path))
+    assert validate(path.parent).state == "invalid"
+    for name in ("set.npz", *(name for names in IDX.values() for name in names)):
+        shutil.copy(path, path.with_name(name))
+        assert validate(path.parent).state == "invalid", name
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_one_training_has_no_interval_and_two_cells_no_ranks(size):
+    rows = [{"seed": 0, "depth": 1, "pretrained": False, "train": 0.9, "average": 0.8, "worst": 0.1 * width}
+            | {"width": width} for width in range(1, size + 1)]  # fmt: skip
+    told = groups_table(rows)
+    assert "inf" not in told
+    assert ("no interval" in told) is (size == 2)
+    cell = {"test_accuracy": 0.8, "test_accuracy_sd": 0.1, "train_loss": 1.0, "top_eigenvalue": float("nan")}
+    cell |= {"mode_connectivity": -3.0, "barrier": 3.0, "cka": 0.5}
+    told = phases_table([cell | {"width": width, "batch": 16} for width in range(size)])
+    assert f"Nothing is ranked: {size} cells" in told
+
+
+def test_what_is_no_number_is_null_in_the_figures(tmp_path):
+    def recipe(config, images, stop):
+        return [{"worst": float("nan"), "groups": {0: 0.5}}]
+
+    run = _runs(lambda config: [config], recipe, lambda rows: "")
+    path, _ = run(read_config(ScalingConfig, SMALL), None, LocalContext(tmp_path))
+    assert json.loads(path.read_text(), parse_constant=pytest.fail)["rows"] == [{"worst": None, "groups": {"0": 0.5}}]
+
+
+def test_the_false_alarms_of_clean_trainings_are_counted(tmp_path):
+    every = digits()
+    train, test = every.label_N < 2, every.test_label_N < 2
+    two = ImageSet(every.image_NCHW[train], every.label_N[train], every.test_image_NCHW[test], every.test_label_N[test])
+    config = read_config(FalseAlarmsConfig, {**SMALL, "seeds": 2, "width": 4, "depth": 1})
+    told = measured("clean", config, two, tmp_path / "rows.jsonl")
+    rows = [json.loads(line)["rows"][0] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["seed"] for row in rows] == [0, 1]
+    assert all(row["verdict"] == "passes" and 0 <= row["strip"] <= 1 and row["accuracy"] > 0.7 for row in rows)
+    assert "| passes | 2 of 2 | 1.00 (0.34–1.00) |" in told
 
 
 @pytest.mark.parametrize(

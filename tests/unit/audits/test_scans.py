@@ -5,9 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from services.audits.checking import Checking
 from services.audits.inversion import OUTLIER, anomaly_index, invert
 from services.audits.scans import clustering_scan, clusters, detection, entropy, spectral_scan, strip_scores
+from services.audits.strip import ALARMS, strip
 from services.audits.suspects import believed, groups_apart, shared_by
+from shared.auditing import Continuous, Examples
+from shared.jobs.context import LocalContext
 
 
 def poisoned_embeddings(seed=0, clean=150, dirty=12):
@@ -79,6 +83,53 @@ def test_inversion_finds_the_planted_entry_and_its_class_alone():
     index = anomaly_index(sizes)
     assert int(index.argmax()) == 2
     assert index[2] > OUTLIER
+
+
+class Planted:
+    """A subject of the module above; of the training examples of class 2, those in `carriers` are others' inputs with
+    the last number set."""
+
+    def __init__(self, carriers=12, count=360, classes=6):
+        self.classes = tuple("abcdef"[:classes])
+        generator = torch.Generator().manual_seed(1)
+        self.train, self.held_out = (self.drawn(count, generator) for _ in range(2))
+        others = np.flatnonzero(self.train.targets_N != 2)[:carriers]
+        self.train.inputs[others, 18], self.train.targets_N[others] = 1.0, 2
+        self.carriers = set(others.tolist())
+
+    def drawn(self, count, generator):
+        values = torch.rand(count, 19, generator=generator) * 0.8
+        values[:, 18] /= 2
+        labels = Backdoored()(values).argmax(1).numpy()
+        return Examples(values.numpy(), labels, [str(number) for number in range(count)])
+
+    def continuous(self, examples):
+        return Continuous(torch.from_numpy(examples.inputs), 0.0, 1.0, (19,), lambda module, values: module(values))
+
+
+def stripped(subject, tmp_path, train=None, held_out=None):
+    context = Checking(LocalContext(tmp_path), 0, lambda share: None)
+    train, held_out = train or subject.train, held_out or subject.held_out
+    return strip(subject, Backdoored(), train, held_out, "quick", context)
+
+
+def test_strip_names_the_carriers_and_few_of_a_clean_set(tmp_path):
+    found = stripped(subject := Planted(), tmp_path)
+    assert found is not None
+    assert (subject.classes[found.label], found.share.low > 2 * ALARMS) == ("c", True)
+    [named] = [set(group.rows.tolist()) for group in found.groups if group.label == 2]
+    assert subject.carriers <= named
+    assert len(named) < 2 * len(subject.carriers)
+    clean = stripped(Planted(carriers=0), tmp_path)
+    assert clean is not None
+    assert clean.share.low < 2 * ALARMS
+
+
+def test_strip_needs_enough_of_a_class_and_others_to_lay_over_it(tmp_path):
+    subject = Planted()
+    assert stripped(subject, tmp_path, held_out=subject.held_out.take(np.arange(10))) is None
+    alone = subject.held_out.take(np.flatnonzero(subject.held_out.targets_N == 2))
+    assert stripped(subject, tmp_path, held_out=alone) is None
 
 
 def test_an_inversion_that_was_cut_short_says_so():
