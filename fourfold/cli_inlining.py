@@ -80,8 +80,10 @@ def _show(found: dict[str, Any]) -> None:
     if (predicted := found["instructions"]) is not None:
         model = predicted["model"]
         print(
-            f"{predicted['percent']:+.2f} % executed instructions, predicted; on {model['programs']} programs unseen by "
-            f"it the model ranks builds with a correlation of {model['spearman_of_unseen_programs']}"
+            f"{predicted['percent']:+.2f} % executed instructions, predicted; what the model chose on "
+            "{} programs unseen by it had {:+.2f} % ({:+.2f} to {:+.2f})".format(
+                model["programs"], *model["chosen_on_unseen_programs_percent"]
+            )
         )
     for row in found["functions"][:20]:
         print(f"  {row['advised'] - row['stock']:+6d}  {row['name']}")

@@ -25,42 +25,30 @@ from shared.bundles import write_atomically
 
 Floats = NDArray[np.float64]
 FILE = Path(__file__).with_name("ir2perf.json")
-INPUTS = ("calls", "bytes", "text")
+INPUTS = ("calls",)
 FEW_CALLS, MOST_CHANGE = 0.1, 1.0  # a function without calls that gets one has not changed without bound
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Of a program's objects: its functions' expected work, and its bytes of machine code."""
+    """Of a program's objects: its functions' expected work."""
 
     works: dict[tuple[int, str], Work]
-    text: int
 
     @classmethod
     def of(cls, modules: Sequence[Compiled]) -> Facts:
         """Of compiles that were `profiled`."""
-        works = {
-            (number, name): work for number, one in enumerate(modules) for name, work in profile(one.object).items()
-        }
-        return cls(works, sum(one.text for one in modules))
+        return cls(
+            {(number, name): work for number, one in enumerate(modules) for name, work in profile(one.object).items()}
+        )
 
 
 def inputs(stock: Facts, other: Facts) -> Floats:
-    """(X,): means over the functions that both have of the change of the logarithm of expected calls inside the object
-    and of expected bytes executed; the change of the logarithm of all machine code."""
+    """(X,): the mean, over the functions that both have, of the change of the logarithm of expected calls inside the
+    object. Expected bytes and all machine code were tried beside it, and helped on no programs unseen."""
     both = stock.works.keys() & other.works.keys()
-    calls, bytes_ = 0.0, 0.0
-    for name in both:
-        was, now = stock.works[name], other.works[name]
-        calls += _clipped(math.log((now.calls + FEW_CALLS) / (was.calls + FEW_CALLS)))
-        bytes_ += _clipped(math.log(now.bytes / was.bytes) if now.bytes and was.bytes else 0.0)
-    count = max(1, len(both))
-    text = math.log(other.text / stock.text) if other.text and stock.text else 0.0
-    return np.array([calls / count, bytes_ / count, text])
-
-
-def _clipped(change: float) -> float:
-    return max(-MOST_CHANGE, min(MOST_CHANGE, change))
+    changes = [math.log((other.works[name].calls + FEW_CALLS) / (stock.works[name].calls + FEW_CALLS)) for name in both]
+    return np.array([np.clip(changes, -MOST_CHANGE, MOST_CHANGE).mean() if both else 0.0])
 
 
 @dataclass(frozen=True)
