@@ -11,19 +11,21 @@ Shapes: N examples, X the shape of an input, E entries of the mask.
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.audits.checking import Budget, Checking, sample
+from services.audits.checking import FULL, Budget, Checking, sample
 from services.audits.intervals import Mean, mean
 from services.audits.inversion import LEAST_CLASSES, OUTLIER, Inversion, anomaly_index, invert
 from services.audits.report import Check, Evidence, Verdict, not_assessed
-from services.audits.suspects import Group, Shared, believed, groups_apart, shared_by
+from services.audits.scans import LEAST
+from services.audits.suspects import Group, Shared, believed, groups_apart, ordinarily_believed, shared_by
 from shared.auditing import Continuous, Examples, NotAssessed, Subject
 
 NAME = "backdoor"
@@ -32,44 +34,53 @@ PURE = 0.8  # carriers labelled as the group is: a trigger is stamped to mean on
 BELIEVED = 0.5  # labels of the carriers believed without the trigger, below which it alone decides
 RULE = (
     "house rule: a trigger turns more than half of the other classes' examples, ordinary values less, and fewer than "
-    "half of the labels of what carries it are believed without it (exclusionary reclassification, Chen and others, "
-    "2018)"
+    "half of the labels of what carries it, and less than of what does not, are believed without it (exclusionary "
+    "reclassification, Chen and others, 2018)"
 )
 LEAST_OTHERS = 5  # held-out examples of other classes
-STAMPED = {"quick": 300, "full": 2000}  # held-out examples that triggers are put on
+STAMPED = {"quick": 300, "full": 2000}  # held-out examples that triggers are put on, most
+STAMPING_SECONDS = {"quick": 60.0, "full": 1800.0}  # beyond which only what is disbelieved is put on them
 INVERTED = {"quick": 200, "full": 500}
 STEPS = {"quick": 1000, "full": 4000}
 MOST_CLASSES = {"quick": 10, "full": 100}  # whose triggers are inverted
+INVERSION_SECONDS = {"quick": 120.0, "full": 3600.0}  # for all classes, if each took all of its steps
 MOST_INPUT = 20_000  # numbers of one input, above which inversion would take hours
+
+
+class Suspicion(NamedTuple):
+    """What a group shares; how far the labels of what carries it are believed without it, and those of the others."""
+
+    group: Group
+    shared: Shared
+    believed: Mean
+    ordinarily: Mean | None  # None where more than half of the carriers' may be believed
+
+    @property
+    def disbelieved(self) -> bool:
+        return self.ordinarily is not None and self.believed.high < self.ordinarily.low
 
 
 @dataclass(frozen=True)
 class Trial:
     """A group's shared entries put to the test."""
 
-    group: Group
-    shared: Shared
+    suspicion: Suspicion
     stamped: Mean
     ordinary: Mean
     before: Mean
-    believed: Mean
 
     @property
     def turns(self) -> bool:
         return self.stamped.low > TURNED and self.stamped.low > max(self.ordinary.high, self.before.high)
 
     @property
-    def disbelieved(self) -> bool:
-        return self.believed.high < BELIEVED
-
-    @property
     def confirmed(self) -> bool:
-        return self.turns and self.disbelieved
+        return self.turns and self.suspicion.disbelieved
 
 
 def check(subject: Subject, baseline: Subject | None, budget: Budget, context: Checking) -> Check:
-    """Backdoors of a regression have no class to turn inputs into; clean-label attacks are not looked for."""
-    if subject.kind != "classification":
+    """Where nothing is classified there is no class to turn inputs into; clean-label attacks are not looked for."""
+    if not subject.classes:
         return not_assessed(NAME, "The version answers with a value, not a class: these scans ask which class.")
     module = subject.module()
     train = sample(subject.train, budget, context)
@@ -82,11 +93,12 @@ def check(subject: Subject, baseline: Subject | None, budget: Budget, context: C
         continuous = subject.continuous(train)
     except NotAssessed as error:
         return _scanned_only(groups, error.detail)
-    held_out = subject.held_out
-    held_out = held_out.take(np.sort(context.random(1).permutation(len(held_out))[: STAMPED[budget]]))
-    trials = _trials(subject, module, continuous, groups, label_N, held_out, context)
+    held_out, most = subject.held_out, STAMPED[budget]
+    most = min(most, subject.held_out.quick * (1 if budget == "quick" else FULL))
+    held_out = held_out.take(np.sort(context.random(1).permutation(len(held_out))[:most]))
+    notes = _unscanned(subject, label_N)
+    trials = _trials(subject, module, continuous, groups, label_N, held_out, budget, context, notes)
     context.progress(0.6)
-    notes: list[str] = []
     inverted = _inverted(subject, module, held_out, budget, context, notes)
     return _told(subject, len(train), groups, trials, inverted, continuous, notes)
 
@@ -100,6 +112,34 @@ def _embeddings(subject: Subject, module: Any, examples: Examples, context: Chec
     return np.concatenate(found)
 
 
+def _unscanned(subject: Subject, label_N: NDArray[np.int64]) -> list[str]:
+    few = sum(0 < (label_N == kind).sum() < LEAST for kind in range(len(subject.classes)))
+    return [f"Not scanned: {few} classes with fewer than {LEAST} examples among those looked at."] if few else []
+
+
+def _suspicions(
+    groups: list[Group], continuous: Continuous, label_N: NDArray[np.int64], context: Checking
+) -> list[Suspicion]:
+    """What groups share, each pattern once, the least believed first."""
+    value_NE = _flat(continuous).numpy()
+    found: list[Suspicion] = []
+    seen: set[tuple[int, bytes]] = set()
+    for group in groups:
+        for shared in shared_by(group, value_NE, continuous.low, continuous.high):
+            context.check_stop()
+            if (key := (group.label, shared.carriers.tobytes())) in seen:
+                continue
+            seen.add(key)
+            if (label_N[shared.carriers] == group.label).mean() < PURE:
+                continue
+            trust = mean(believed(shared, group.label, value_NE, label_N, context.seed))
+            others = None
+            if trust.high < BELIEVED:
+                others = mean(ordinarily_believed(shared, group.label, value_NE, label_N, context.seed))
+            found.append(Suspicion(group, shared, trust, others))
+    return sorted(found, key=lambda one: (not one.disbelieved, one.believed.value))
+
+
 def _trials(
     subject: Subject,
     module: Any,
@@ -107,39 +147,39 @@ def _trials(
     groups: list[Group],
     label_N: NDArray[np.int64],
     held_out: Examples,
+    budget: Budget,
     context: Checking,
+    notes: list[str],
 ) -> list[Trial]:
-    """Every group that shares something, and each shared pattern once."""
+    """Every suspicion, or as many as there is time for: none can be confirmed whose carriers' labels are believed."""
+    suspicions = _suspicions(groups, continuous, label_N, context)
     value_NE = _flat(continuous).numpy()
     target = np.asarray(held_out.targets_N, np.int64)
     found: list[Trial] = []
-    seen: set[tuple[int, bytes]] = set()
-    for group in groups:
+    before: dict[int, Mean] = {}
+    deadline, untried = time.monotonic() + STAMPING_SECONDS[budget], 0
+    for one in suspicions:
         context.check_stop()
-        others = held_out.take(np.flatnonzero((target != group.label) & (target >= 0)))
-        if len(others) < LEAST_OTHERS:
+        label, shared = one.group.label, one.shared
+        others = held_out.take(np.flatnonzero((target != label) & (target >= 0)))
+        own = np.setdiff1d(np.flatnonzero(label_N == label), shared.carriers)
+        if len(others) < LEAST_OTHERS or not len(own):
             continue
-        for shared in shared_by(group, value_NE, continuous.low, continuous.high):
-            if (key := (group.label, shared.carriers.tobytes())) in seen:
-                continue
-            seen.add(key)
-            if (label_N[shared.carriers] == group.label).mean() < PURE:
-                continue
-            own = np.setdiff1d(np.flatnonzero(label_N == group.label), shared.carriers)
-            if not len(own):
-                continue
-            ordinary_NE = value_NE[np.ix_(context.random(2).choice(own, len(others)), shared.entries)]
-            stamped, ordinary, before = (
-                _turned(subject, module, others, group.label, entries, values_NE)
-                for entries, values_NE in (
-                    (shared.entries, shared.values_E[None]),
-                    (shared.entries, ordinary_NE),
-                    (shared.entries[:0], shared.values_E[None, :0]),
-                )
-            )
-            trust = mean(believed(shared, group.label, value_NE, label_N, context.seed))
-            found.append(Trial(group, shared, stamped, ordinary, before, trust))
-    return sorted(found, key=lambda one: (not one.confirmed, not one.disbelieved, -one.stamped.value))
+        if not one.disbelieved and time.monotonic() > deadline:
+            untried += 1
+            continue
+        if label not in before:
+            before[label] = _turned(subject, module, others, label, shared.entries[:0], shared.values_E[None, :0])
+        ordinary_NE = value_NE[np.ix_(context.random(2).choice(own, len(others)), shared.entries)]
+        stamped = _turned(subject, module, others, label, shared.entries, shared.values_E[None])
+        ordinary = _turned(subject, module, others, label, shared.entries, ordinary_NE)
+        found.append(Trial(one, stamped, ordinary, before[label]))
+    if untried:
+        notes.append(
+            f"{untried} more patterns were not put on other examples, for the time that takes: the labels of what "
+            "carries them are believed without them, so that none of them could be called a trigger."
+        )
+    return sorted(found, key=lambda one: (not one.confirmed, not one.suspicion.disbelieved, -one.stamped.value))
 
 
 def _turned(
@@ -190,6 +230,12 @@ def _inverted(
             if continuous.values[0].numel() > MOST_INPUT:
                 notes.append("No trigger was inverted: the inputs are too large for it.")
                 return []
+            if (
+                not found
+                and (seconds := classes * STEPS[budget] * _step(continuous, module)) > INVERSION_SECONDS[budget]
+            ):
+                notes.append(f"No trigger was inverted: it might take {seconds / 60:.0f} minutes.")
+                return []
             found.append(
                 invert(
                     lambda values, continuous=continuous: continuous.logits(module, values),
@@ -208,6 +254,14 @@ def _inverted(
     finally:
         module.requires_grad_(True)
     return found
+
+
+def _step(continuous: Continuous, module: Any) -> float:
+    """Seconds that a step of an inversion takes."""
+    started = time.monotonic()
+    values = continuous.values.detach().clone().requires_grad_()
+    torch.autograd.grad(continuous.logits(module, values).sum(), values)
+    return time.monotonic() - started
 
 
 def _scanned_only(groups: list[Group], reason: str) -> Check:
@@ -231,23 +285,24 @@ def _told(
 ) -> Check:
     evidence = [Evidence(name="groups that lie apart", value=len(groups), n=n, unit="groups")]
     confirmed = [one for one in trials if one.confirmed]
-    mislabelled = [one for one in trials if one.disbelieved and not one.turns]
+    mislabelled = [one for one in trials if one.suspicion.disbelieved and not one.turns]
     for one in trials[:1]:
         evidence += _trial_evidence(subject, one)
     for one in (confirmed + mislabelled)[:3]:
-        notes.append(f"{len(one.shared.carriers)} training examples carry {_words(one.shared, continuous)}.")
+        shared = one.suspicion.shared
+        notes.append(f"{len(shared.carriers)} training examples carry {_words(shared, continuous)}.")
     evidence += _inversion_evidence(subject, inverted, notes)
     index = anomaly_index([one.size for one in inverted])
     suspect = [one for one, far in zip(inverted, index, strict=True) if one.converged and far > OUTLIER]
     if confirmed:
         worst = confirmed[0]
-        label = subject.classes[worst.group.label]
+        label = subject.classes[worst.suspicion.group.label]
         return Check(
             name=NAME,
             verdict=Verdict.STOP,
             summary=(
                 f"A trigger turns {worst.stamped.value:.0%} of other classes' examples into {label!r}; "
-                f"{len(worst.shared.carriers)} training examples carry it."
+                f"{len(worst.suspicion.shared.carriers)} training examples carry it."
             ),
             advice="Remove what carries it from the training set, find out where it came from, and train again.",
             notes=tuple(notes),
@@ -255,8 +310,9 @@ def _told(
         )
     if mislabelled or suspect:
         if mislabelled:
+            carriers = len(mislabelled[0].suspicion.shared.carriers)
             summary = (
-                f"{len(mislabelled[0].shared.carriers)} training examples share something rare and look mislabelled; "
+                f"{carriers} training examples share something rare and look mislabelled; "
                 "the version does not follow it."
             )
         else:
@@ -282,7 +338,8 @@ def _told(
 
 
 def _trial_evidence(subject: Subject, one: Trial) -> list[Evidence]:
-    label = subject.classes[one.group.label]
+    suspicion = one.suspicion
+    label = subject.classes[suspicion.group.label]
     rows = (
         (f"turned into {label!r} by what the suspects share", one.stamped, TURNED),
         ("the same, entries set as ordinary examples of the class have them", one.ordinary, None),
@@ -304,16 +361,19 @@ def _trial_evidence(subject: Subject, one: Trial) -> list[Evidence]:
     told.append(
         Evidence(
             name="suspects' labels believed without what they share",
-            value=one.believed.value,
-            low=one.believed.low,
-            high=one.believed.high,
-            n=one.believed.n,
+            value=suspicion.believed.value,
+            low=suspicion.believed.low,
+            high=suspicion.believed.high,
+            n=suspicion.believed.n,
             unit="share",
-            budget=one.group.scan,
+            budget=suspicion.group.scan,
             threshold=BELIEVED,
             threshold_source=RULE,
         )
     )
+    if (others := suspicion.ordinarily) is not None:
+        name = "the same of the others of the class"
+        told.append(Evidence(name=name, value=others.value, low=others.low, high=others.high, n=others.n, unit="share"))
     return told
 
 
