@@ -204,8 +204,8 @@ def test_a_trigger_of_points_is_found_where_it_was_planted(tmp_path, share):
         name.split("_")[0] != subject.classes[label]
         for name, label in zip(subject.train.names, subject.train.targets_N, strict=True)
     )
-    [note] = [note for note in check.notes if "(0.6, 0.6, 0.6)" in note]
-    assert 0.8 * carriers <= int(note.split()[0]) <= carriers
+    told = [int(note.split()[0]) for note in check.notes if "(0.6, 0.6, 0.6)" in note]
+    assert 0.8 * carriers <= max(told) <= carriers
 
 
 def test_the_curvature_of_the_reconstruction_is_told_without_a_phase(made, tmp_path):
