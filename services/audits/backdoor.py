@@ -25,7 +25,7 @@ from services.audits.intervals import Mean, mean
 from services.audits.inversion import LEAST_CLASSES, OUTLIER, Inversion, anomaly_index, invert
 from services.audits.report import Check, Evidence, Verdict, not_assessed
 from services.audits.scans import LEAST
-from services.audits.suspects import Group, Shared, believed, groups_apart, ordinarily_believed, shared_by
+from services.audits.suspects import Group, Shared, believed, groups_apart, shared_by
 from shared.auditing import Continuous, Examples, NotAssessed, Subject
 
 NAME = "backdoor"
@@ -34,8 +34,8 @@ PURE = 0.8  # carriers labelled as the group is: a trigger is stamped to mean on
 BELIEVED = 0.5  # labels of the carriers believed without the trigger, below which it alone decides
 RULE = (
     "house rule: a trigger turns more than half of the other classes' examples, ordinary values less, and fewer than "
-    "half of the labels of what carries it, and less than of what does not, are believed without it (exclusionary "
-    "reclassification, Chen and others, 2018)"
+    "half of the labels of what carries it are believed without it (exclusionary reclassification, Chen and others, "
+    "2018)"
 )
 LEAST_OTHERS = 5  # held-out examples of other classes
 STAMPED = {"quick": 300, "full": 2000}  # held-out examples that triggers are put on, most
@@ -48,16 +48,15 @@ MOST_INPUT = 20_000  # numbers of one input, above which inversion would take ho
 
 
 class Suspicion(NamedTuple):
-    """What a group shares; how far the labels of what carries it are believed without it, and those of the others."""
+    """What a group shares, and how far the labels of what carries it are believed without it."""
 
     group: Group
     shared: Shared
     believed: Mean
-    ordinarily: Mean | None  # None where more than half of the carriers' may be believed
 
     @property
     def disbelieved(self) -> bool:
-        return self.ordinarily is not None and self.believed.high < self.ordinarily.low
+        return self.believed.high < BELIEVED
 
 
 @dataclass(frozen=True)
@@ -133,10 +132,7 @@ def _suspicions(
             if (label_N[shared.carriers] == group.label).mean() < PURE:
                 continue
             trust = mean(believed(shared, group.label, value_NE, label_N, context.seed))
-            others = None
-            if trust.high < BELIEVED:
-                others = mean(ordinarily_believed(shared, group.label, value_NE, label_N, context.seed))
-            found.append(Suspicion(group, shared, trust, others))
+            found.append(Suspicion(group, shared, trust))
     return sorted(found, key=lambda one: (not one.disbelieved, one.believed.value))
 
 
@@ -371,9 +367,6 @@ def _trial_evidence(subject: Subject, one: Trial) -> list[Evidence]:
             threshold_source=RULE,
         )
     )
-    if (others := suspicion.ordinarily) is not None:
-        name = "the same of the others of the class"
-        told.append(Evidence(name=name, value=others.value, low=others.low, high=others.high, n=others.n, unit="share"))
     return told
 
 

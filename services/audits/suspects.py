@@ -133,21 +133,6 @@ def believed(
     return _called(shared, label, value_NE, label_N, others, asked, seed)
 
 
-def ordinarily_believed(
-    shared: Shared, label: int, value_NE: NDArray[np.float32], label_N: Ints, seed: int
-) -> NDArray[np.float64]:
-    """The same of the examples that carry nothing, by models that never saw the half that they are asked about: what a
-    class is to such a model, however hard it is to tell."""
-    others = np.setdiff1d(np.flatnonzero(label_N >= 0), shared.carriers)
-    halves = np.array_split(np.random.default_rng(seed).permutation(others), 2)
-    found: list[NDArray[np.float64]] = []
-    for seen, half in (halves, halves[::-1]):
-        asked = half[label_N[half] == label]
-        if len(asked) and len(np.unique(label_N[seen])) > 1:
-            found.append(_called(shared, label, value_NE, label_N, seen, asked, seed))
-    return np.concatenate([*found, np.zeros(0)])
-
-
 def _called(
     shared: Shared, label: int, value_NE: NDArray[np.float32], label_N: Ints, seen: Ints, asked: Ints, seed: int
 ) -> NDArray[np.float64]:
