@@ -132,7 +132,7 @@ class Subject(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Empty for a regression."""
+        """What `outputs` tells apart and `targets_N` counts in; empty where nothing labelled is classified."""
         ...
 
     @property
@@ -203,7 +203,7 @@ class Subject(Protocol):
         ...
 
     def outputs(self, module: Any, batch: Any) -> Any:
-        """Logits (B, C), or values (B,), with their graph."""
+        """Logits (B, C) of `classes`, else values, with their graph."""
         ...
 
     def features(self, module: Any, batch: Any) -> Any:

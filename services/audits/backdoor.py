@@ -6,21 +6,27 @@ other classes. A backdoor is confirmed where that turns them, where the same ent
 where a model that never saw the group disbelieves its labels. Trigger inversion looks at the network without the
 training data.
 
+A value is taken for the class of its quarter (bands.py). Inputs of many numbers are looked at a few at a time, and
+triggers are put on fewer of them.
+
 Shapes: N examples, M held-out examples of other classes, X the shape of an input, E entries of the mask.
 """
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.audits.checking import Budget, Checking, sample
+from services.audits.bands import in_bands
+from services.audits.checking import FULL, Budget, Checking, sample
 from services.audits.intervals import corrected, mean
 from services.audits.inversion import LEAST_CLASSES, OUTLIER, Inversion, anomaly_index, invert
 from services.audits.report import Check, Evidence, Verdict, not_assessed
@@ -40,44 +46,61 @@ RULE = (
     "2018); by intervals that hold for all patterns that were tried together (Bonferroni), shown are 95 %"
 )
 LEAST_OTHERS = 5  # held-out examples of other classes
-STAMPED = {"quick": 300, "full": 2000}  # held-out examples that triggers are put on
+STAMPED = {"quick": 300, "full": 2000}  # held-out examples that triggers are put on, most
+STAMPED_NUMBERS = {"quick": 4 * 10**7, "full": 4 * 10**8}  # of their inputs together
+STAMPING_SECONDS = {"quick": 60.0, "full": 1800.0}  # beyond which only what is disbelieved is put on them
+AT_ONCE = 5 * 10**7  # numbers of inputs that are held in memory
 INVERTED = {"quick": 200, "full": 500}
 STEPS = {"quick": 1000, "full": 4000}
 MOST_CLASSES = {"quick": 10, "full": 100}  # whose triggers are inverted
+INVERSION_SECONDS = {"quick": 120.0, "full": 3600.0}  # for all classes, if each took all of its steps
 MOST_INPUT = 20_000  # numbers of one input, above which inversion would take hours
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A group's shared entries put to the test: which examples (1 or 0) answer the group's label with them, with
-    ordinary values there, and as they are; and whose label is believed without them. `level` is that of the verdict."""
+class Suspicion(NamedTuple):
+    """What a group shares; who else is of its class; and, of those that carry it, whose label (1 or 0) is believed
+    without it. `level` is that of the verdict."""
 
     group: Group
     shared: Shared
-    stamped_M: NDArray[Any]
-    ordinary_M: NDArray[Any]
-    before_M: NDArray[Any]
+    own: NDArray[np.int64]
     believed_C: NDArray[Any]
     level: float
-
-    @property
-    def turns(self) -> bool:
-        stamped, ordinary, before = (mean(one, self.level) for one in (self.stamped_M, self.ordinary_M, self.before_M))
-        return stamped.low > TURNED and stamped.low > max(ordinary.high, before.high)
 
     @property
     def disbelieved(self) -> bool:
         return mean(self.believed_C, self.level).high < BELIEVED
 
+
+@dataclass(frozen=True)
+class Trial:
+    """A suspicion put to the test: which examples (1 or 0) answer the group's label with what it shares, with ordinary
+    values there, and as they are."""
+
+    suspicion: Suspicion
+    stamped_M: NDArray[Any]
+    ordinary_M: NDArray[Any]
+    before_M: NDArray[Any]
+
+    @property
+    def turns(self) -> bool:
+        three = (self.stamped_M, self.ordinary_M, self.before_M)
+        stamped, ordinary, before = (mean(one, self.suspicion.level) for one in three)
+        return stamped.low > TURNED and stamped.low > max(ordinary.high, before.high)
+
     @property
     def confirmed(self) -> bool:
-        return self.turns and self.disbelieved
+        return self.turns and self.suspicion.disbelieved
 
 
 def check(subject: Subject, baseline: Subject | None, budget: Budget, context: Checking) -> Check:
-    """Backdoors of a regression have no class to turn inputs into; clean-label attacks are not looked for."""
-    if subject.kind != "classification":
-        return not_assessed(NAME, "The version answers with a value, not a class: these scans ask which class.")
+    """Clean-label attacks are not looked for."""
+    banded = not subject.classes
+    if banded:
+        try:
+            subject = in_bands(subject)
+        except NotAssessed as error:
+            return not_assessed(NAME, error.detail)
     module = subject.module()
     train = sample(subject.train, budget, context)
     context.progress(0.05)
@@ -86,17 +109,21 @@ def check(subject: Subject, baseline: Subject | None, budget: Budget, context: C
     groups = groups_apart(embedding_ND, label_N, context.seed)
     context.progress(0.2)
     try:
-        continuous = subject.continuous(train)
+        continuous = subject.continuous(train.take(np.arange(1)))
     except NotAssessed as error:
         return _scanned_only(groups, error.detail)
     held_out = subject.held_out
-    sure = strip(subject, module, train, sample(held_out, budget, context), budget, context)
-    groups += sure.groups if sure is not None else []
+    notes = _unscanned(subject, label_N)
+    sure = None
+    if not banded:  # logits of bands are no probabilities
+        sure = strip(subject, module, train, sample(held_out, budget, context), budget, context, notes)
+        groups += sure.groups if sure is not None else []
     context.progress(0.4)
-    held_out = held_out.take(np.sort(context.random(1).permutation(len(held_out))[: STAMPED[budget]]))
-    trials = _trials(subject, module, continuous, groups, label_N, held_out, context)
+    most = min(STAMPED[budget], held_out.quick * (1 if budget == "quick" else FULL))
+    most = max(LEAST_OTHERS, min(most, STAMPED_NUMBERS[budget] // continuous.values[0].numel()))
+    held_out = held_out.take(np.sort(context.random(1).permutation(len(held_out))[:most]))
+    trials = _trials(subject, module, train, groups, held_out, budget, context, notes)
     context.progress(0.6)
-    notes: list[str] = []
     inverted = _inverted(subject, module, held_out, budget, context, notes)
     return _told(subject, len(train), groups, trials, inverted, sure, continuous, notes)
 
@@ -113,62 +140,91 @@ def _embeddings(subject: Subject, module: Any, examples: Examples, context: Chec
     return embedding_ND
 
 
-def _trials(
-    subject: Subject,
-    module: Any,
-    continuous: Continuous,
-    groups: list[Group],
-    label_N: NDArray[np.int64],
-    held_out: Examples,
-    context: Checking,
-) -> list[Trial]:
-    """What the groups share, each pattern once."""
-    value_NE = _flat(continuous).numpy()
-    target = np.asarray(held_out.targets_N, np.int64)
-    others = {label: held_out.take(np.flatnonzero((target != label) & (target >= 0))) for label in set(label_N)}
+def _unscanned(subject: Subject, label_N: NDArray[np.int64]) -> list[str]:
+    few = sum(0 < (label_N == kind).sum() < LEAST for kind in range(len(subject.classes)))
+    return [f"Not scanned: {few} classes with fewer than {LEAST} examples among those looked at."] if few else []
+
+
+def _suspicions(subject: Subject, train: Examples, groups: list[Group], context: Checking) -> list[Suspicion]:
+    """What groups share, each pattern once, the least believed first."""
+    value_NE = np.concatenate([_flat(part).numpy() for part in _parts(subject, train)])
+    continuous = subject.continuous(train.take(np.arange(1)))
+    label_N = np.asarray(train.targets_N, np.int64)
     patterns: dict[tuple[int, bytes], tuple[Group, Shared, NDArray[np.int64]]] = {}
     for group in groups:
-        context.check_stop()
-        if len(others[group.label]) < LEAST_OTHERS:
-            continue
         for shared in shared_by(group, value_NE, continuous.low, continuous.high):
+            context.check_stop()
             own = np.setdiff1d(np.flatnonzero(label_N == group.label), shared.carriers)
             if len(own) and (label_N[shared.carriers] == group.label).mean() >= PURE:
                 patterns.setdefault((group.label, shared.carriers.tobytes()), (group, shared, own))
-    found: list[Trial] = []
+    found: list[Suspicion] = []
     for group, shared, own in patterns.values():
         context.check_stop()
-        asked, entries = others[group.label], shared.entries
-        ordinary_ME = value_NE[np.ix_(context.random(2).choice(own, len(asked)), entries)]
-        stamped_M, ordinary_M, before_M = (
-            _turned(subject, module, asked, group.label, places, values)
-            for places, values in (
-                (entries, shared.values_E[None]),
-                (entries, ordinary_ME),
-                (entries[:0], shared.values_E[None, :0]),
-            )
-        )
         trust_C = believed(shared, group.label, value_NE, label_N, context.seed)
-        found.append(Trial(group, shared, stamped_M, ordinary_M, before_M, trust_C, corrected(len(patterns))))
-    return sorted(found, key=lambda one: (not one.confirmed, not one.disbelieved, -one.stamped_M.mean()))
+        found.append(Suspicion(group, shared, own, trust_C, corrected(len(patterns))))
+    return sorted(found, key=lambda one: (not one.disbelieved, one.believed_C.mean()))
+
+
+def _trials(
+    subject: Subject,
+    module: Any,
+    train: Examples,
+    groups: list[Group],
+    held_out: Examples,
+    budget: Budget,
+    context: Checking,
+    notes: list[str],
+) -> list[Trial]:
+    """Every suspicion, or as many as there is time for: none can be confirmed whose carriers' labels are believed."""
+    target = np.asarray(held_out.targets_N, np.int64)
+    found: list[Trial] = []
+    before: dict[int, NDArray[np.bool_]] = {}
+    deadline, untried = time.monotonic() + STAMPING_SECONDS[budget], 0
+    for one in _suspicions(subject, train, groups, context):
+        context.check_stop()
+        label, shared = one.group.label, one.shared
+        others = held_out.take(np.flatnonzero((target != label) & (target >= 0)))
+        if len(others) < LEAST_OTHERS:
+            continue
+        if not one.disbelieved and time.monotonic() > deadline:
+            untried += 1
+            continue
+        if label not in before:
+            before[label] = _turned(subject, module, others, label, shared.entries[:0], others)
+        random = context.random(2)
+        usual, carriers = (train.take(random.choice(rows, len(others))) for rows in (one.own, shared.carriers))
+        stamped_M = _turned(subject, module, others, label, shared.entries, carriers)
+        ordinary_M = _turned(subject, module, others, label, shared.entries, usual)
+        found.append(Trial(one, stamped_M, ordinary_M, before[label]))
+    if untried:
+        notes.append(
+            f"{untried} more patterns were not put on other examples, for the time that takes: the labels of what "
+            "carries them are believed without them, so that none of them could be called a trigger."
+        )
+    return sorted(found, key=lambda one: (not one.confirmed, not one.suspicion.disbelieved, -one.stamped_M.mean()))
 
 
 def _turned(
-    subject: Subject, module: Any, others: Examples, label: int, entries: NDArray[np.int64], values: NDArray[np.float32]
+    subject: Subject, module: Any, others: Examples, label: int, entries: NDArray[np.int64], donors: Examples
 ) -> NDArray[np.bool_]:
-    """(M,) which examples answer `label` with `values` (1 or N, E) put on the entries."""
-    continuous = subject.continuous(others)
-    shape = tuple(continuous.values.shape[1:])
-    entry = torch.zeros(math.prod(continuous.mask_shape))
-    entry[torch.from_numpy(entries)] = 1
-    mask_X = entry.reshape(continuous.mask_shape).broadcast_to(shape)
-    values_NE = torch.zeros(len(values), len(entry))
-    values_NE[:, torch.from_numpy(entries)] = torch.from_numpy(np.ascontiguousarray(values))
-    pattern_NX = values_NE.reshape(len(values), *continuous.mask_shape).broadcast_to(len(values), *shape)
-    stamped_NX = continuous.values * (1 - mask_X) + pattern_NX * mask_X
-    with torch.no_grad():
-        answer_N = continuous.logits(module, stamped_NX).argmax(1)
-    return (answer_N == label).numpy()
+    """(M,) which examples answer `label` with the entries as their donors have them."""
+    turned: list[Tensor] = []
+    for continuous, donor in zip(_parts(subject, others), _parts(subject, donors), strict=True):
+        entry = torch.zeros(math.prod(continuous.mask_shape), dtype=torch.bool)
+        entry[torch.from_numpy(entries)] = True
+        mask_X = entry.reshape(continuous.mask_shape).broadcast_to(continuous.values.shape[1:])
+        with torch.no_grad():
+            stamped_NX = torch.where(mask_X, donor.values, continuous.values)
+            turned.append(continuous.logits(module, stamped_NX).argmax(1) == label)
+    return torch.cat(turned).numpy()
+
+
+def _parts(subject: Subject, examples: Examples) -> Iterator[Continuous]:
+    """The examples' inputs, as many at once as AT_ONCE allows."""
+    one = subject.continuous(examples.take(np.arange(1))).values.numel()
+    size = max(1, AT_ONCE // one)
+    for start in range(0, len(examples), size):
+        yield subject.continuous(examples.take(np.arange(start, min(start + size, len(examples)))))
 
 
 def _flat(continuous: Continuous) -> Tensor:
@@ -191,6 +247,9 @@ def _inverted(
     if classes > MOST_CLASSES[budget]:
         notes.append(f"No trigger was inverted: {classes} classes would take too long.")
         return []
+    if subject.continuous(held_out.take(np.arange(1))).values.numel() > MOST_INPUT:
+        notes.append("No trigger was inverted: the inputs are too large for it.")
+        return []
     module.requires_grad_(False)
     try:
         for kind in range(classes):
@@ -198,9 +257,11 @@ def _inverted(
             if len(others) < LEAST_OTHERS:
                 continue
             continuous = subject.continuous(others)
-            if continuous.values[0].numel() > MOST_INPUT:
-                notes.append("No trigger was inverted: the inputs are too large for it.")
-                return []
+            if not found:
+                seconds = classes * STEPS[budget] * _step(continuous, module)
+                if seconds > INVERSION_SECONDS[budget]:
+                    notes.append(f"No trigger was inverted: it might take {seconds / 60:.0f} minutes.")
+                    return []
             found.append(
                 invert(
                     lambda values, continuous=continuous: continuous.logits(module, values),
@@ -219,6 +280,14 @@ def _inverted(
     finally:
         module.requires_grad_(True)
     return found
+
+
+def _step(continuous: Continuous, module: Any) -> float:
+    """Seconds that a step of an inversion takes."""
+    started = time.monotonic()
+    values = continuous.values.detach().clone().requires_grad_()
+    torch.autograd.grad(continuous.logits(module, values).sum(), values)
+    return time.monotonic() - started
 
 
 def _scanned_only(groups: list[Group], reason: str) -> Check:
@@ -244,23 +313,24 @@ def _told(
     evidence = [Evidence(name="groups that lie apart or are surer than others", value=len(groups), n=n, unit="groups")]
     evidence += _strip_evidence(subject, sure, notes)
     confirmed = [one for one in trials if one.confirmed]
-    mislabelled = [one for one in trials if one.disbelieved and not one.turns]
+    mislabelled = [one for one in trials if one.suspicion.disbelieved and not one.turns]
     for one in trials[:1]:
         evidence += _trial_evidence(subject, one)
     for one in (confirmed + mislabelled)[:3]:
-        notes.append(f"{len(one.shared.carriers)} training examples carry {_words(one.shared, continuous)}.")
+        shared = one.suspicion.shared
+        notes.append(f"{len(shared.carriers)} training examples carry {_words(shared, continuous)}.")
     evidence += _inversion_evidence(subject, inverted, notes)
     index = anomaly_index([one.size for one in inverted])
     suspect = [one for one, far in zip(inverted, index, strict=True) if one.converged and far > OUTLIER]
     if confirmed:
         worst = confirmed[0]
-        label = subject.classes[worst.group.label]
+        label = subject.classes[worst.suspicion.group.label]
         return Check(
             name=NAME,
             verdict=Verdict.STOP,
             summary=(
                 f"A trigger turns {worst.stamped_M.mean():.0%} of other classes' examples into {label!r}; "
-                f"{len(worst.shared.carriers)} training examples carry it."
+                f"{len(worst.suspicion.shared.carriers)} training examples carry it."
             ),
             advice="Remove what carries it from the training set, find out where it came from, and train again.",
             notes=tuple(notes),
@@ -269,8 +339,8 @@ def _told(
     if mislabelled or suspect:
         if mislabelled:
             summary = (
-                f"{len(mislabelled[0].shared.carriers)} training examples share something rare and look mislabelled; "
-                "the version does not follow it."
+                f"{len(mislabelled[0].suspicion.shared.carriers)} training examples share something rare and look "
+                "mislabelled; the version does not follow it."
             )
         else:
             kind = subject.classes[suspect[0].target]
@@ -295,12 +365,13 @@ def _told(
 
 
 def _trial_evidence(subject: Subject, one: Trial) -> list[Evidence]:
-    label = subject.classes[one.group.label]
+    suspicion = one.suspicion
+    label = subject.classes[suspicion.group.label]
     rows = (
         (f"turned into {label!r} by what the suspects share", one.stamped_M, TURNED, ""),
         ("the same, entries set as ordinary examples of the class have them", one.ordinary_M, None, ""),
         ("the same, nothing set", one.before_M, None, ""),
-        ("suspects' labels believed without what they share", one.believed_C, BELIEVED, one.group.scan),
+        ("suspects' labels believed without what they share", suspicion.believed_C, BELIEVED, suspicion.group.scan),
     )
     told: list[Evidence] = []
     for name, value_M, limit, scan in rows:

@@ -10,6 +10,7 @@ Shapes: N examples, T inputs that are laid over one, X the shape of an input, K 
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ SOURCE = (
     "more than that is no verdict, but names whose shared values are tried"
 )
 LAID_OVER = {"quick": 20, "full": 100}  # T
+SECONDS = {"quick": 60.0, "full": 1800.0}  # that it may take
 RUN = 256  # examples at once
 
 
@@ -41,16 +43,25 @@ class Strip(NamedTuple):
 
 
 def strip(
-    subject: Subject, module: Any, train: Examples, held_out: Examples, budget: Budget, context: Checking
+    subject: Subject,
+    module: Any,
+    train: Examples,
+    held_out: Examples,
+    budget: Budget,
+    context: Checking,
+    notes: list[str],
 ) -> Strip | None:
     """The training examples that are surer than all but ALARMS of their class's held-out ones. None where no class has
-    LEAST held-out and LEAST training examples, and others to lay over them."""
+    LEAST held-out and LEAST training examples, and others to lay over them; or, said in `notes`, for want of time."""
     label_N, held_N = (np.asarray(part.targets_N, np.int64) for part in (train, held_out))
     kinds = [
         int(kind)
         for kind in np.unique(label_N[label_N >= 0])
         if (label_N == kind).sum() >= LEAST <= (held_N == kind).sum() and ((held_N != kind) & (held_N >= 0)).any()
     ]
+    if kinds and (seconds := _seconds(subject, module, train, held_out, kinds, budget)) > SECONDS[budget]:
+        notes.append(f"STRIP was not run: it might take {seconds / 60:.0f} minutes.")
+        return None
     groups: list[Group] = []
     shares: list[tuple[int, Mean]] = []
     for kind in kinds:
@@ -67,6 +78,18 @@ def strip(
         return None
     label, share = max(shares, key=lambda one: one[1].value)
     return Strip(groups, label, share)
+
+
+def _seconds(
+    subject: Subject, module: Any, train: Examples, held_out: Examples, kinds: list[int], budget: Budget
+) -> float:
+    """What it would take, by a few examples."""
+    asked = sum(int(np.isin(part.targets_N, kinds).sum()) for part in (train, held_out))
+    few = subject.continuous(train.take(np.arange(min(len(train), 8))))
+    started = time.monotonic()
+    with torch.no_grad():
+        few.logits(module, few.values)
+    return (time.monotonic() - started) / len(few.values) * asked * LAID_OVER[budget]
 
 
 def _sureness(

@@ -127,14 +127,23 @@ def believed(
     another class to it.
     """
     asked = shared.carriers[label_N[shared.carriers] == label]
-    rest = np.setdiff1d(np.arange(value_NE.shape[1]), shared.entries)
     others = np.setdiff1d(np.flatnonzero(label_N >= 0), shared.carriers)
-    if not len(rest) or not len(asked) or len(np.unique(label_N[others])) < 2:
+    if not len(asked) or len(np.unique(label_N[others])) < 2:
+        return np.ones(len(asked))
+    return _called(shared, label, value_NE, label_N, others, asked, seed)
+
+
+def _called(
+    shared: Shared, label: int, value_NE: NDArray[np.float32], label_N: Ints, seen: Ints, asked: Ints, seed: int
+) -> NDArray[np.float64]:
+    """1 or 0 for each of `asked`: whether a model of the examples `seen`, without the shared entries, calls it so."""
+    rest = np.setdiff1d(np.arange(value_NE.shape[1]), shared.entries)
+    if not len(rest):
         return np.ones(len(asked))
     if len(rest) > WIDE:
-        count = min(50, len(others) - 1)
+        count = min(50, len(seen) - 1)
         model = make_pipeline(StandardScaler(), PCA(count, random_state=seed), LogisticRegression(max_iter=500))
     else:
         model = HistGradientBoostingClassifier(max_iter=60, class_weight="balanced", random_state=seed)
-    model.fit(value_NE[np.ix_(others, rest)], label_N[others])
+    model.fit(value_NE[np.ix_(seen, rest)], label_N[seen])
     return (model.predict(value_NE[np.ix_(asked, rest)]) == label).astype(np.float64)

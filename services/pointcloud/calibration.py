@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.pointcloud import surface
+from services.pointcloud.schemas import Up
 from services.pointcloud.surface import SurfaceKind
 from shared.bundles import BundleRejected
 
@@ -51,6 +52,7 @@ class Views(Frozen):
     pitch: float = Field(ge=-90, le=90)
     frame: str = Field(description="`object`: clouds as they stand; `viewer`: turned with the view.")
     decoder: str
+    up: Up = Field(default="z", description="The axis of the shapes that was up in the pictures.")
 
 
 class Calibration(Frozen):

@@ -23,7 +23,7 @@ from scipy.spatial import KDTree
 
 from services.pointcloud.calibration import FILE, load_calibration
 from services.pointcloud.chamfer import nearest_distances
-from services.pointcloud.datasets import Shapes, load_shapes, with_splits
+from services.pointcloud.datasets import BadShapes, Shapes, load_shapes, with_splits
 from services.pointcloud.evaluate import family_bootstrap
 from services.pointcloud.schemas import DispersionConfig
 from services.pointcloud.single_view import Views, as_input
@@ -40,6 +40,7 @@ COMPARED_PIXELS = 56
 # own choice; the paper compares scores and draws no line.
 COLLAPSED = 0.5
 RESTARTS = 5
+LEAST_TESTED = 2
 
 
 class NoSingleView(Unprocessable):
@@ -126,8 +127,9 @@ class Evidence:
 
     def told(self) -> dict[str, Any]:
         known = {name: round(value, 6) for name, value in self.__dict__.items()}
-        share = self.output_shapes / self.true_shapes if self.true_shapes else 0.0
-        return {"verdict": self.verdict, "output_over_true_dispersion": round(share, 4), **known}
+        # Of shapes that are all the same, or each a medoid, there is no share.
+        share = round(self.output_shapes / self.true_shapes, 4) if self.true_shapes else None
+        return {"verdict": self.verdict, "output_over_true_dispersion": share, **known}
 
 
 def examine(
@@ -175,7 +177,7 @@ def disperse(
         raise NoSingleView("The served version does not say how its pictures were made.")
     shapes = load_shapes(data, points=2048, seed=config.seed, exclude=config.bad_files == "exclude")
     split_S = with_splits(shapes, config.seed)
-    views = Views(shapes, seen.size, seen.yaw, seen.frame)
+    views = Views(shapes, seen.size, seen.yaw, seen.frame, seen.up)
     random = np.random.default_rng(config.seed)
     parts: list[list[tuple[NDArray[np.uint8], NDArray[np.float32]]]] = []
     chosen: NDArray[np.int64] = np.zeros(0, np.int64)
@@ -185,20 +187,25 @@ def disperse(
         drawn = [views.draw(int(index), random) for index in chosen]
         parts.append([(picture, cloud[: config.points]) for picture, cloud in drawn])
     training, test = parts
+    if len(test) < LEAST_TESTED:
+        raise BadShapes(f"The test part has {len(test)} shape: its dispersion takes {LEAST_TESTED}.", file=".")
+    # As many medoids as shapes have no dispersion: two shapes for each at least, in every score alike.
+    clusters = min(config.clusters, min(len(training), len(test)) // 2)
     predicted: list[NDArray[np.float32]] = []
     for picture, _ in test:
         check_stop(context)
         points = session.infer({"image": as_input([picture]).numpy()})["points"][0]
         predicted.append(points[random.permutation(len(points))[: config.points]])
     context.report(step=3, total=4)
-    evidence = examine(training, test, predicted, _families(shapes, chosen), config.clusters, config.seed)
+    evidence = examine(training, test, predicted, _families(shapes, chosen), clusters, config.seed)
     told = evidence.told()
-    told["measured_on"] = {"training_shapes": len(training), "test_shapes": len(test), "clusters": config.clusters}
+    told["measured_on"] = {"training_shapes": len(training), "test_shapes": len(test), "clusters": clusters}
     told["pictures_compared_by"] = f"pixels, {COMPARED_PIXELS}×{COMPARED_PIXELS} grey"
     path = context.artefact("dispersion.json")
     path.write_bytes(orjson.dumps(told, option=orjson.OPT_INDENT_2))
     context.report(step=4, total=4)
-    return path, {name: told[name] for name in ("verdict", "error", "most_alike", "output_over_true_dispersion")}
+    kept = ("verdict", "error", "most_alike", "output_over_true_dispersion")
+    return path, {name: told[name] for name in kept} | told["measured_on"]
 
 
 def _families(shapes: Shapes, chosen: NDArray[np.int64]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Trained networks → their bundle: ONNX graphs, calibration, classifier, measured quality, card.
+"""Trained networks → their bundle: ONNX graphs, weights, calibration, classifier, measured quality, card.
 
 Shapes: S shapes, N points, D codeword, C classes, G points of the source surface. What a training did not train is
-taken from the champion.
+taken from the champion, as graphs alone: an autoencoder is examined in the version that it was trained for.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from services.pointcloud.neighbours import NEIGHBOURS
 from services.pointcloud.schemas import TrainConfig
 from services.pointcloud.single_view import PITCH, SingleView, as_input, view_errors
 from services.pointcloud.single_view import Views as Pictures
+from services.pointcloud.weights import WEIGHTS, Network, save_weights
 from shared.bundles import Bundle, Comparison, Metric, TensorSpec, code_revision, library_versions, write_manifest
 from shared.problems import Unprocessable
 from shared.sessions import OnnxSession
@@ -126,6 +127,8 @@ def export_bundle(
             axes = {"codeword": {0: "batch"}}, {"probabilities": {0: "batch"}}
             _write(classifier, (torch.rand(2, CODEWORD),), folder / "classifier.onnx", *axes)
             files.append("classifier.onnx")
+        save_weights(Network(model, classifier), folder)
+        files.append(WEIGHTS)
     elif old is not None:
         calibration = load_calibration(old.path(FILE))
         files += _carried(old, folder, ("encoder.onnx", "decoder.onnx", "decoder_int8.onnx", "classifier.onnx"))
@@ -141,6 +144,7 @@ def export_bundle(
             pitch=PITCH,
             frame=config.view_frame,
             decoder=config.single_view,
+            up=config.up,
         )
         calibration = calibration.model_copy(update={"views": views})
         metrics |= measure_views(config, view, shapes, split_S)
@@ -239,7 +243,7 @@ def calibrate(
 def measure_views(
     config: TrainConfig, view: SingleView, shapes: Shapes, split_S: NDArray[np.int64]
 ) -> dict[str, Metric]:
-    pictures = Pictures(shapes, config.image_size, config.view_yaw, config.view_frame)
+    pictures = Pictures(shapes, config.image_size, config.view_yaw, config.view_frame, config.up)
     test = _tested(split_S)
     errors = view_errors(view, pictures, test)
     families = [shapes.families[index] for index in test]
@@ -290,7 +294,7 @@ def served_view_errors(
     views = load_calibration(bundle.path(FILE)).views
     if views is None:
         raise NoAutoencoder("The bundle does not say how its pictures were made.")
-    pictures = Pictures(shapes, views.size, config.view_yaw, config.view_frame)
+    pictures = Pictures(shapes, views.size, config.view_yaw, config.view_frame, config.up)
     found: list[float] = []
     for index in chosen:
         picture, cloud = pictures.draw(index, np.random.default_rng([0, index]))

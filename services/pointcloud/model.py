@@ -21,6 +21,7 @@ FEATURES = 12
 EDGE_NEIGHBOURS = 20
 # Covariances of neighbours on a unit ball are near 0.001; times this they are of the size of the coordinates.
 COVARIANCE_SCALE = 100.0
+_MAX = 2  # the number that torch.embedding_bag has for its mode
 
 EncoderKind = Literal["foldingnet", "dgcnn"]
 DecoderKind = Literal["folding", "dense"]
@@ -33,8 +34,12 @@ def graph_max(values_BNC: Tensor, neighbours_BNK: Tensor) -> Tensor:
     offset_B11 = (torch.arange(batch, device=values_BNC.device) * count)[:, None, None]
     flat_MK = (neighbours_BNK + offset_B11).reshape(-1, neighbours_BNK.shape[-1])
     if torch.is_grad_enabled():
-        # Remembers one index a value; the gradient of any other form costs three times as much.
-        return F.embedding_bag(flat_MK, flat_MC, mode="max").reshape(values_BNC.shape)
+        # One index a value is all that the gradient takes, and any other form costs three times as much. Gathered
+        # with it, the values can be differentiated twice, which those of embedding_bag itself cannot.
+        with torch.no_grad():
+            starts_M = torch.arange(0, flat_MK.numel(), flat_MK.shape[1], device=flat_MK.device)
+            largest_MC = torch.embedding_bag(flat_MC, flat_MK.reshape(-1), starts_M, False, _MAX)[3]
+        return flat_MC.gather(0, largest_MC).reshape(values_BNC.shape)
     best_MC = flat_MC.index_select(0, flat_MK[:, 0])
     for index_M in flat_MK.T[1:]:
         best_MC = torch.maximum(best_MC, flat_MC.index_select(0, index_M))

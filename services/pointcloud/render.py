@@ -1,7 +1,7 @@
 """Pictures of point clouds: shaded discs with a depth buffer, in NumPy.
 
-Shapes: N points, H and W pixels. z is up; yaw turns around it, 0 is seen from +x, which is the
-front; pitch looks down from above.
+Shapes: N points, H and W pixels. z is up (`upright` turns other shapes so); yaw turns around it, 0 is seen from +x,
+which is the front; pitch looks down from above.
 """
 
 from __future__ import annotations
@@ -9,8 +9,22 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from services.pointcloud.schemas import Up
+
 BACKGROUND = 255
 LIGHT = np.array([0.35, 0.45, 0.82])  # in the camera's frame: over its left shoulder
+
+
+def upright(points_N3: NDArray[np.floating], up: Up) -> NDArray[np.floating]:
+    """Points as the pictures take them, z up and +x in front. Where y is up, as in glTF, +z is in front."""
+    return points_N3[:, [2, 0, 1]] if up == "y" else points_N3
+
+
+def turned_about(points_N3: NDArray[np.float32], up: Up, degrees: float) -> NDArray[np.float32]:
+    angle = np.deg2rad(degrees)
+    cos, sin = np.cos(angle), np.sin(angle)
+    turn_33 = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]], np.float32)
+    return points_N3 @ (turn_33 if up == "z" else turn_33[np.ix_([1, 2, 0], [1, 2, 0])])
 
 
 def turned(points_N3: NDArray[np.floating], yaw: float, pitch: float = 0.0) -> NDArray[np.float32]:

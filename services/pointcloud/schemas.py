@@ -10,6 +10,7 @@ from shared.jobs.config import RecipeConfig
 
 Precision = Literal["fp32", "fp16", "int8"]
 FileForm = Literal["json", "ply", "npy", "glb"]
+Up = Literal["y", "z"]
 Triple = tuple[float, float, float]
 
 
@@ -41,7 +42,14 @@ class TrainConfig(RecipeConfig):
     stretch: float = Field(
         default=0.0, ge=0, lt=1, description="Clouds are scaled along each axis by up to 1 ± this, at random."
     )
-    yaw: float = Field(default=0.0, ge=0, le=360, description="Clouds are turned about z at random within this range.")
+    up: Up = Field(
+        default="z",
+        description="The axis of the shapes that is up, for turns and pictures. `y`, as in glTF, has +z in front, `z` "
+        "+x. Clouds, codewords and answers keep the axes of the files.",
+    )
+    yaw: float = Field(
+        default=0.0, ge=0, le=360, description="Clouds are turned about `up` at random within this range."
+    )
     split: Literal["auto", "family", "shape"] = Field(
         default="auto",
         description="What stays in one split: names alike but for their digits, or single shapes. A split that the "
@@ -73,7 +81,9 @@ class TrainConfig(RecipeConfig):
 class DispersionConfig(RecipeConfig):
     """How the dispersion of a data set, and of the champion's single-view predictions on it, is measured."""
 
-    clusters: int = Field(default=10, ge=1, le=1000, description="Medoids.")
+    clusters: int = Field(
+        default=10, ge=1, le=1000, description="Medoids, at most one for two shapes of the smaller part."
+    )
     shapes: int = Field(default=200, ge=4, le=2000, description="Most shapes looked at, drawn with the seed.")
     points: int = Field(default=512, ge=64, le=4096, description="Of a shape, for its distances.")
 

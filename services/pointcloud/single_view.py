@@ -22,8 +22,8 @@ from services.pointcloud.checkpoints import State, load_weights, part_of, restor
 from services.pointcloud.datasets import Shapes, capped
 from services.pointcloud.model import FoldingDecoder
 from services.pointcloud.neighbours import local_features
-from services.pointcloud.render import normals, render
-from services.pointcloud.schemas import TrainConfig
+from services.pointcloud.render import normals, render, turned_about, upright
+from services.pointcloud.schemas import TrainConfig, Up
 from shared.jobs.context import TrainingContext, check_stop
 
 ViewDecoder = Literal["psgn", "folding", "atlasnet"]
@@ -142,8 +142,9 @@ class SingleView(nn.Module):
 class Views:
     """Pictures of shapes, rendered when they are asked for; the normals are computed once a shape."""
 
-    def __init__(self, shapes: Shapes, size: int, yaw: float, frame: str) -> None:
+    def __init__(self, shapes: Shapes, size: int, yaw: float, frame: str, up: Up = "z") -> None:
         self.shapes, self.size, self.yaw, self.frame = shapes, size, yaw, frame
+        self.up: Up = up
         self._normals: dict[int, NDArray[np.float16]] = {}
 
     def draw(self, index: int, random: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -152,16 +153,11 @@ class Views:
 
     def at(self, index: int, yaw: float) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         cloud = self.shapes.cloud(index)[:RENDERED_POINTS]
+        standing = np.ascontiguousarray(upright(cloud, self.up))
         if index not in self._normals:
-            self._normals[index] = normals(local_features(cloud)[0][:, 3:]).astype(np.float16)
-        picture = render(cloud, self.size, yaw, PITCH, self._normals[index].astype(np.float32))
-        return picture[:, :, 0], cloud if self.frame == "object" else turned_about_z(cloud, -yaw)
-
-
-def turned_about_z(points_N3: NDArray[np.float32], degrees: float) -> NDArray[np.float32]:
-    angle = np.deg2rad(degrees)
-    cos, sin = np.cos(angle), np.sin(angle)
-    return points_N3 @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]], np.float32)
+            self._normals[index] = normals(local_features(standing)[0][:, 3:]).astype(np.float16)
+        picture = render(standing, self.size, yaw, PITCH, self._normals[index].astype(np.float32))
+        return picture[:, :, 0], cloud if self.frame == "object" else turned_about(standing, "z", -yaw)
 
 
 def as_input(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -181,7 +177,7 @@ def fit_single_view(
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     model = SingleView(config.single_view, config.bottleneck, config.width, config.single_view_points).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    views = Views(shapes, config.image_size, config.view_yaw, config.view_frame)
+    views = Views(shapes, config.image_size, config.view_yaw, config.view_frame, config.up)
     training, validation = np.flatnonzero(split_S == 0), np.flatnonzero(split_S == 1)
     validation = np.random.default_rng(0).permutation(validation)[: config.validation_clouds]
     kept = context.restore() or {}

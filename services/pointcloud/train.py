@@ -25,6 +25,7 @@ from services.pointcloud.datasets import BadShapes, Shapes, capped, known_labels
 from services.pointcloud.evaluate import batch_of, reconstruction_errors
 from services.pointcloud.export import beside, export_bundle
 from services.pointcloud.model import Autoencoder
+from services.pointcloud.render import turned_about
 from services.pointcloud.schemas import TrainConfig
 from services.pointcloud.single_view import fit_single_view
 from shared.bundles import Bundle, Comparison
@@ -129,9 +130,7 @@ def seen(cloud_N3: NDArray[np.float32], count: int, config: TrainConfig, random:
     # Independent samples of a surface: any part of them is a sample too.
     points = cloud_N3[random.permutation(len(cloud_N3))[:count]]
     if config.yaw:
-        angle = np.deg2rad(random.uniform(-config.yaw / 2, config.yaw / 2))
-        cos, sin = np.cos(angle), np.sin(angle)
-        points = points @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]], np.float32)
+        points = turned_about(points, config.up, random.uniform(-config.yaw / 2, config.yaw / 2))
     if config.stretch:
         points = points * random.uniform(1 - config.stretch, 1 + config.stretch, 3).astype(np.float32)
     points = points - points.mean(axis=0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from services.pointcloud.cube_sphere import POINTS, experiment, interpolated, training_shares
-from services.pointcloud.datasets import load_shapes
+from services.pointcloud.datasets import BadShapes, load_shapes
 from services.pointcloud.dispersion import (
     Evidence,
     NoSingleView,
@@ -55,6 +55,19 @@ def test_pictures_show_the_shape_from_the_yaw_and_the_cloud_stands_in_its_frame(
     assert np.abs(turned - target).max() > 0.1
     assert (still.at(20, -60.0)[0] != picture).any()
     assert as_input([picture]).shape == (1, 3, 32, 32)
+
+
+def test_a_picture_of_a_shape_with_y_up_is_that_of_the_shape_stood_up(tmp_path):
+    """And what is to be predicted keeps the file's axes."""
+    rows = [cloud("ring", np.random.default_rng(number)) for number in range(4)]  # flat along z
+    np.savez(tmp_path / "z.npz", points=np.stack(rows))
+    np.savez(tmp_path / "y.npz", points=np.stack(rows)[:, :, [1, 2, 0]])
+    standing, lying = (load_shapes(tmp_path / f"{up}.npz") for up in "zy")
+    picture, _ = Views(standing, 32, 180.0, "object").at(1, 20.0)
+    turned, target = Views(lying, 32, 180.0, "object", "y").at(1, 20.0)
+    np.testing.assert_array_equal(turned, picture)
+    np.testing.assert_array_equal(target, lying.cloud(1))
+    assert (Views(lying, 32, 180.0, "object").at(1, 20.0)[0] != picture).any()
 
 
 def test_the_dispersion_of_two_tight_groups():
@@ -115,10 +128,36 @@ def test_the_job_examines_the_champion(tmp_path):
     whole = json.loads(path.read_bytes())
     assert whole["verdict"] == told["verdict"] == "recognises"  # random weights know nothing
     assert whole["measured_on"] == {"training_shapes": 8, "test_shapes": 8, "clusters": 2}
+    assert told["clusters"] == 2
     assert {"input_images", "input_shapes", "output_shapes", "nearest_shape", "most_alike"} <= set(whole)
     lonely = bundle(tmp_path / "lonely", only_autoencoder=True)
     with pytest.raises(NoSingleView):
         disperse(config, tmp_path, Bundle.open(lonely), context)
+
+
+def test_few_shapes_have_a_dispersion_and_one_has_none(tmp_path):
+    """With a medoid for each test shape both dispersions would be 0, and their share nothing."""
+    write_set(tmp_path / "set.npz", each=8)  # 24 shapes: fewer test shapes than the default has medoids
+    config = DispersionConfig(points=64)
+    made = Bundle.open(bundle(tmp_path / "random"))
+    path, told = disperse(config, tmp_path, made, LocalContext(tmp_path / "job"))
+    whole = json.loads(path.read_bytes())
+    assert told["test_shapes"] < config.clusters
+    assert told["clusters"] == told["test_shapes"] // 2
+    assert whole["true_shapes"] > 0
+    assert told["output_over_true_dispersion"] == pytest.approx(whole["output_shapes"] / whole["true_shapes"], abs=1e-4)
+    parts = np.array(["train"] * 5 + ["validation", "test"])
+    rows = [cloud("box", np.random.default_rng(number)) for number in range(7)]
+    (tmp_path / "lone").mkdir()
+    np.savez(tmp_path / "lone" / "set.npz", points=np.stack(rows), split=parts)
+    with pytest.raises(BadShapes, match="1 shape: its dispersion takes 2"):
+        disperse(config, tmp_path / "lone", made, LocalContext(tmp_path / "job"))
+
+
+def test_the_share_of_shapes_that_are_all_the_same_is_none():
+    same = [(np.zeros((8, 8), np.uint8), cloud("box", np.random.default_rng(0)))] * 4
+    evidence = examine(same, same, [shape for _, shape in same], list("abcd"), 2)
+    assert evidence.told()["output_over_true_dispersion"] is None
 
 
 def test_shapes_between_cube_and_sphere():
