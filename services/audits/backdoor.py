@@ -5,12 +5,16 @@ is then put on held-out examples of the other classes. A backdoor is confirmed w
 entries with ordinary values do not, and where a model that never saw the group disbelieves its labels. Trigger
 inversion looks at the network without the training data.
 
+A value is taken for the class of its quarter (bands.py). Inputs of many numbers are looked at a few at a time, and
+triggers are put on fewer of them.
+
 Shapes: N examples, X the shape of an input, E entries of the mask.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from services.audits.bands import in_bands
 from services.audits.checking import Budget, Checking, sample
 from services.audits.intervals import Mean, mean
 from services.audits.inversion import LEAST_CLASSES, OUTLIER, Inversion, anomaly_index, invert
@@ -37,6 +42,8 @@ RULE = (
 )
 LEAST_OTHERS = 5  # held-out examples of other classes
 STAMPED = {"quick": 300, "full": 2000}  # held-out examples that triggers are put on
+STAMPED_NUMBERS = {"quick": 4 * 10**7, "full": 4 * 10**8}  # of their inputs together
+AT_ONCE = 5 * 10**7  # numbers of inputs that are held in memory
 INVERTED = {"quick": 200, "full": 500}
 STEPS = {"quick": 1000, "full": 4000}
 MOST_CLASSES = {"quick": 10, "full": 100}  # whose triggers are inverted
@@ -68,9 +75,9 @@ class Trial:
 
 
 def check(subject: Subject, baseline: Subject | None, budget: Budget, context: Checking) -> Check:
-    """Backdoors of a regression have no class to turn inputs into; clean-label attacks are not looked for."""
+    """Clean-label attacks are not looked for."""
     if subject.kind != "classification":
-        return not_assessed(NAME, "The version answers with a value, not a class: these scans ask which class.")
+        subject = in_bands(subject)
     module = subject.module()
     train = sample(subject.train, budget, context)
     context.progress(0.05)
@@ -79,12 +86,13 @@ def check(subject: Subject, baseline: Subject | None, budget: Budget, context: C
     groups = groups_apart(embedding_ND, label_N, context.seed)
     context.progress(0.3)
     try:
-        continuous = subject.continuous(train)
+        continuous = subject.continuous(train.take(np.arange(1)))
     except NotAssessed as error:
         return _scanned_only(groups, error.detail)
+    most = min(STAMPED[budget], STAMPED_NUMBERS[budget] // continuous.values[0].numel())
     held_out = subject.held_out
-    held_out = held_out.take(np.sort(context.random(1).permutation(len(held_out))[: STAMPED[budget]]))
-    trials = _trials(subject, module, continuous, groups, label_N, held_out, context)
+    held_out = held_out.take(np.sort(context.random(1).permutation(len(held_out))[:most]))
+    trials = _trials(subject, module, train, groups, held_out, context)
     context.progress(0.6)
     notes: list[str] = []
     inverted = _inverted(subject, module, held_out, budget, context, notes)
@@ -101,17 +109,12 @@ def _embeddings(subject: Subject, module: Any, examples: Examples, context: Chec
 
 
 def _trials(
-    subject: Subject,
-    module: Any,
-    continuous: Continuous,
-    groups: list[Group],
-    label_N: NDArray[np.int64],
-    held_out: Examples,
-    context: Checking,
+    subject: Subject, module: Any, train: Examples, groups: list[Group], held_out: Examples, context: Checking
 ) -> list[Trial]:
     """Every group that shares something, and each shared pattern once."""
-    value_NE = _flat(continuous).numpy()
-    target = np.asarray(held_out.targets_N, np.int64)
+    value_NE = np.concatenate([_flat(part).numpy() for part in _parts(subject, train)])
+    continuous = subject.continuous(train.take(np.arange(1)))
+    label_N, target = np.asarray(train.targets_N, np.int64), np.asarray(held_out.targets_N, np.int64)
     found: list[Trial] = []
     seen: set[tuple[int, bytes]] = set()
     for group in groups:
@@ -128,13 +131,14 @@ def _trials(
             own = np.setdiff1d(np.flatnonzero(label_N == group.label), shared.carriers)
             if not len(own):
                 continue
-            ordinary_NE = value_NE[np.ix_(context.random(2).choice(own, len(others)), shared.entries)]
+            random = context.random(2)
+            donors = [train.take(random.choice(rows, len(others))) for rows in (own, shared.carriers)]
             stamped, ordinary, before = (
-                _turned(subject, module, others, group.label, entries, values_NE)
-                for entries, values_NE in (
-                    (shared.entries, shared.values_E[None]),
-                    (shared.entries, ordinary_NE),
-                    (shared.entries[:0], shared.values_E[None, :0]),
+                _turned(subject, module, others, group.label, entries, donor)
+                for entries, donor in (
+                    (shared.entries, donors[1]),
+                    (shared.entries, donors[0]),
+                    (shared.entries[:0], others),
                 )
             )
             trust = mean(believed(shared, group.label, value_NE, label_N, context.seed))
@@ -143,21 +147,26 @@ def _trials(
 
 
 def _turned(
-    subject: Subject, module: Any, others: Examples, label: int, entries: NDArray[np.int64], values: NDArray[np.float32]
+    subject: Subject, module: Any, others: Examples, label: int, entries: NDArray[np.int64], donors: Examples
 ) -> Mean:
-    """The share of examples that answer `label` with `values` (1 or N, E) put on the entries."""
-    continuous = subject.continuous(others)
-    shape = tuple(continuous.values.shape[1:])
-    entry = torch.zeros(math.prod(continuous.mask_shape))
-    entry[torch.from_numpy(entries)] = 1
-    mask_X = entry.reshape(continuous.mask_shape).broadcast_to(shape)
-    values_NE = torch.zeros(len(values), len(entry))
-    values_NE[:, torch.from_numpy(entries)] = torch.from_numpy(np.ascontiguousarray(values))
-    pattern_NX = values_NE.reshape(len(values), *continuous.mask_shape).broadcast_to(len(values), *shape)
-    stamped_NX = continuous.values * (1 - mask_X) + pattern_NX * mask_X
-    with torch.no_grad():
-        answer_N = continuous.logits(module, stamped_NX).argmax(1)
-    return mean((answer_N == label).numpy())
+    """The share of examples that answer `label` with the entries as their donors have them."""
+    turned: list[Tensor] = []
+    for continuous, donor in zip(_parts(subject, others), _parts(subject, donors), strict=True):
+        entry = torch.zeros(math.prod(continuous.mask_shape), dtype=torch.bool)
+        entry[torch.from_numpy(entries)] = True
+        mask_X = entry.reshape(continuous.mask_shape).broadcast_to(continuous.values.shape[1:])
+        with torch.no_grad():
+            stamped_NX = torch.where(mask_X, donor.values, continuous.values)
+            turned.append(continuous.logits(module, stamped_NX).argmax(1) == label)
+    return mean(torch.cat(turned).numpy())
+
+
+def _parts(subject: Subject, examples: Examples) -> Iterator[Continuous]:
+    """The examples' inputs, as many at once as AT_ONCE allows."""
+    one = subject.continuous(examples.take(np.arange(1))).values.numel()
+    size = max(1, AT_ONCE // one)
+    for start in range(0, len(examples), size):
+        yield subject.continuous(examples.take(np.arange(start, min(start + size, len(examples)))))
 
 
 def _flat(continuous: Continuous) -> Tensor:
@@ -180,6 +189,9 @@ def _inverted(
     if classes > MOST_CLASSES[budget]:
         notes.append(f"No trigger was inverted: {classes} classes would take too long.")
         return []
+    if subject.continuous(held_out.take(np.arange(1))).values.numel() > MOST_INPUT:
+        notes.append("No trigger was inverted: the inputs are too large for it.")
+        return []
     module.requires_grad_(False)
     try:
         for kind in range(classes):
@@ -187,9 +199,6 @@ def _inverted(
             if len(others) < LEAST_OTHERS:
                 continue
             continuous = subject.continuous(others)
-            if continuous.values[0].numel() > MOST_INPUT:
-                notes.append("No trigger was inverted: the inputs are too large for it.")
-                return []
             found.append(
                 invert(
                     lambda values, continuous=continuous: continuous.logits(module, values),

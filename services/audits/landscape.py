@@ -27,8 +27,9 @@ from shared.jobs.context import JobStopped, StopReason
 
 NAME = "landscape"
 BATCH = 64
+SMALL = 8  # examples of a batch where two of BATCH would take too long
 PRODUCTS = 100  # with the Hessian, for the eigenvalue, most
-PROBES = 30  # for the trace
+PROBES, FEWER = 30, 10  # for the trace; fewer with small batches
 CURVE_EPOCHS = {"quick": 10, "full": 50}  # 50 as published
 CURVE_RATE = 1e-3
 SIBLINGS = {"quick": 1, "full": 2}  # trainings besides the version
@@ -46,9 +47,9 @@ class Landscape(NamedTuple):
     loss: Evidence
     eigenvalue: Estimate | None
     trace: Estimate | None
+    curvature_examples: int
     curves: list[Connectivity]
     alike: Similarity | None
-    examples: int
 
 
 @dataclass(frozen=True)
@@ -75,26 +76,28 @@ def check(subject: Subject, baseline: Subject | None, budget: Budget, context: C
     """Curvature alone tells no phase: that takes a second training of the same kind on the same data."""
     module, train = subject.module(), sample(subject.train, budget, context)
     notes: list[str] = []
-    batches = _batches(subject, train, len(train))
+    batches = _batches(subject, train, BATCH)
     loss = _training_loss(subject, module, batches, context)
     if loss.value is None or not np.isfinite(loss.value):
         return not_assessed(NAME, "The training loss at the version's weights is not a number.")
     context.progress(0.1)
-    top, total = _curvature(subject, module, batches, budget, context, notes)
+    top, total, examples = _curvature(subject, module, train, budget, context, notes)
     context.progress(0.4)
-    siblings, seeds = _siblings(subject, baseline, module, budget, context, notes)
+    siblings, seeds = [], []
+    if subject.kind == "classification":
+        siblings, seeds = _siblings(subject, baseline, module, budget, context, notes)
     context.progress(0.6)
     curves = _curves(subject, [module, *siblings], train, budget, context, notes)
     context.progress(0.9)
     alike = _similarity(subject, [module, *siblings], train, context, notes) if siblings else None
-    found = Landscape(loss, top, total, curves, alike, len(train))
+    found = Landscape(loss, top, total, examples, curves, alike)
     return _told(subject, found, seeds, budget, notes)
 
 
-def _batches(subject: Subject, examples: Examples, most: int) -> list[tuple[Any, NDArray[Any]]]:
+def _batches(subject: Subject, examples: Examples, size: int) -> list[tuple[Any, NDArray[Any]]]:
     """Batches of one size with their targets; what is left over is left out."""
-    size = min(BATCH, len(examples))
-    whole = min(len(examples), most) // size * size
+    size = min(size, len(examples))
+    whole = len(examples) // size * size
     kept = examples.take(np.arange(whole))
     targets = [kept.targets_N[start : start + size] for start in range(0, whole, size)]
     return list(zip(subject.batches(kept, size), targets, strict=True))
@@ -110,33 +113,44 @@ def _training_loss(subject: Subject, module: Any, batches: Sequence[tuple[Any, A
     value = float(np.mean(losses))
     half = 1.96 * float(np.std(losses, ddof=1)) / len(losses) ** 0.5 if len(losses) > 1 else 0.0
     n = sum(len(targets) for _, targets in batches)
-    return Evidence(name="training loss", value=value, low=value - half, high=value + half, n=n, unit="nats")
+    unit = "nats" if subject.classes else ""
+    return Evidence(name="training loss", value=value, low=value - half, high=value + half, n=n, unit=unit)
 
 
 def _curvature(
-    subject: Subject,
-    module: Any,
-    batches: Sequence[tuple[Any, Any]],
-    budget: Budget,
-    context: Checking,
-    notes: list[str],
-) -> tuple[Estimate | None, Estimate | None]:
-    """Over as many batches as the time allows: two at least, else the eigenvalue has no error bar."""
-    inputs = [batch for batch, _ in batches]
-    started = time.monotonic()
-    try:
-        one = Hessian(module, subject.loss, inputs[:1], context.check_stop)
+    subject: Subject, module: Any, train: Examples, budget: Budget, context: Checking, notes: list[str]
+) -> tuple[Estimate | None, Estimate | None, int]:
+    """Eigenvalue, trace, and on how many examples: as many batches as the time allows, small ones where two of BATCH
+    would take too long. Two it is at least, else the eigenvalue has no error bar."""
+    shuffled = train.take(context.random(4).permutation(len(train)))
+    allowed = CURVATURE_SECONDS[budget] / (PRODUCTS / 3 + PROBES)  # seconds a product
+
+    def hessian(size: int, count: int) -> Hessian:
+        batches = [
+            batch for batch, _ in _batches(subject, shuffled.take(np.arange(min(size * count, len(train)))), size)
+        ]
+        return Hessian(module, subject.loss, batches, context.check_stop)
+
+    def seconds(size: int) -> float:
+        one = hessian(size, 1)
+        started = time.monotonic()
         one.product(torch.randn(one.size, generator=torch.Generator().manual_seed(context.seed)))
-        each = max(time.monotonic() - started, 1e-4)
-        affordable = int(CURVATURE_SECONDS[budget] / (each * (PRODUCTS / 3 + PROBES)))
-        hessian = Hessian(module, subject.loss, inputs[: max(2, affordable)], context.check_stop)
-        if len(hessian.batches) < len(inputs):
-            notes.append(f"Curvature on {len(hessian.batches) * BATCH} examples: more would take too long.")
-        top = top_eigenvalue(hessian, seed=context.seed, products=PRODUCTS)
-        return top, trace(hessian, seed=context.seed, probes=PROBES)
+        return max(time.monotonic() - started, 1e-4)
+
+    try:
+        size, probes, count = SMALL, FEWER, 2
+        if 2 * seconds(SMALL) <= allowed:
+            size, probes, count = BATCH, PROBES, max(2, int(allowed / seconds(BATCH)))
+        measured = hessian(size, count)
+        size = min(size, len(train))
+        examples = size * len(measured.batches)
+        if len(measured.batches) < len(train) // size:
+            notes.append(f"Curvature on {examples} examples: more would take too long.")
+        top = top_eigenvalue(measured, seed=context.seed, products=PRODUCTS)
+        return top, trace(measured, seed=context.seed, probes=probes), examples
     except CurvatureDiverged as error:
         notes.append(error.detail)
-        return None, None
+        return None, None, 0
 
 
 def _siblings(
@@ -179,12 +193,12 @@ def _siblings(
 def _curves(
     subject: Subject, modules: Sequence[Any], train: Examples, budget: Budget, context: Checking, notes: list[str]
 ) -> list[Connectivity]:
-    if subject.kind != "classification" or len(modules) < 2:
+    if len(modules) < 2:
         return []
 
     def shuffled(epoch: int) -> list[tuple[Any, NDArray[Any]]]:
         order = np.random.default_rng([context.seed, epoch]).permutation(len(train))
-        return _batches(subject, train.take(order), len(train))
+        return _batches(subject, train.take(order), BATCH)
 
     found: list[Connectivity] = []
     for other in modules[1:]:
@@ -214,15 +228,13 @@ def _error_percent(subject: Subject, module: Any, batch: tuple[Any, NDArray[Any]
 
 def _similarity(
     subject: Subject, modules: Sequence[Any], train: Examples, context: Checking, notes: list[str]
-) -> Similarity | None:
+) -> Similarity:
     """On mixed-up inputs, where the domain's inputs can be mixed; else on the training's own, which look more alike."""
-    if subject.kind != "classification":
-        return None
     try:
         continuous = subject.continuous(train)
     except NotAssessed:
         notes.append("Inputs cannot be mixed here: similarity is on the training's own and comes out larger.")
-        batches = _batches(subject, train, len(train))
+        batches = _batches(subject, train, BATCH)
 
         def plain(module: Any) -> Any:
             return torch.cat([subject.outputs(module, batch) for batch, _ in batches])
@@ -248,11 +260,15 @@ def _told(subject: Subject, found: Landscape, seeds: Sequence[int], budget: Budg
     if found.eigenvalue is None and not found.curves:
         return not_assessed(NAME, "Neither curvature nor a curve could be measured.", notes=notes)
     if not found.curves:
+        phased = subject.kind == "classification"
+        lacking = "a phase takes a second training on the same data" if phased else "the phases are of classifiers"
         return Check(
             name=NAME,
             verdict=Verdict.PASSES if found.eigenvalue is not None else Verdict.NOT_ASSESSED,
-            summary="Only the curvature is told: a phase takes a second training on the same data.",
-            advice="Train the version again with another seed and name it as the baseline to have the phase told.",
+            summary=f"Only the curvature is told: {lacking}.",
+            advice="Train the version again with another seed and name it as the baseline to have the phase told."
+            if phased
+            else "Compare it with an earlier version's: nothing is held against it.",
             notes=tuple(notes),
             evidence=tuple(evidence),
         )
@@ -323,7 +339,9 @@ def _curvature_evidence(found: Landscape) -> list[Evidence]:
         if one is not None:
             low, high = one.interval
             used = f"{one.products} products with the Hessian"
-            told.append(Evidence(name=name, value=one.value, low=low, high=high, n=found.examples, budget=used))
+            told.append(
+                Evidence(name=name, value=one.value, low=low, high=high, n=found.curvature_examples, budget=used)
+            )
     return told
 
 
