@@ -266,8 +266,8 @@ def _scored_sides(path: Path) -> tuple[int, int]:
         width, height = opened.size
         turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     scale = min(1.0, LONG_SIDE / max(width, height))
-    sides = round(height * scale), round(width * scale)
-    return sides[::-1] if turned else sides
+    high, wide = round(height * scale), round(width * scale)
+    return (wide, high) if turned else (high, wide)
 
 
 def _whole(picture: Picture) -> Tensor:

@@ -73,7 +73,7 @@ def recover(bundle: Bundle, config: TrainConfig) -> PMTIQA:
         for name, (kernel, bias) in folded.items():
             norm = norms[name]
             state[name] = kernel
-            norm.bias.copy_(bias + norm.running_mean * _scale(norm))  # pyright: ignore[reportOperatorIssue]
+            norm.bias.copy_(bias + norm.running_mean * _scale(norm))  # pyright: ignore[reportOptionalOperand]
     model.load_state_dict(model.state_dict() | state)
     still = {id(part) for part in model.backbone.first(config.frozen_blocks) for part in part.modules()}
     for name, part in model.named_modules():
