@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from services.audits.bands import in_bands
-from shared.auditing import Continuous, NotAssessed
+from shared.auditing import Continuous, Kind, NotAssessed
 from tests.unit.audits.telling import Telling
 
 
@@ -16,7 +16,8 @@ class Valued(Telling):
 
     def __init__(self, value_N):
         super().__init__(len(value_N))
-        self.kind, self.classes = "regression", ()
+        self.kind: Kind = "regression"
+        self.classes: tuple[str, ...] = ()
         self._train = replace(self._train, targets_N=np.array(value_N, np.float64))
         self.held_out = replace(self.held_out, targets_N=np.array(value_N, np.float64))
 
