@@ -21,7 +21,7 @@ class Valued(Telling):
         self._train = replace(self._train, targets_N=np.array(value_N, np.float64))
         self.held_out = replace(self.held_out, targets_N=np.array(value_N, np.float64))
 
-    def continuous(self, examples):
+    def continuous(self, examples):  # pyright: ignore[reportIncompatibleMethodOverride]
         return Continuous(torch.zeros(len(examples), 1), 0.0, 1.0, (1,), lambda module, values: values[:, 0])
 
 
