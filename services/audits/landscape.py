@@ -120,21 +120,19 @@ def _curvature(
 ) -> tuple[Estimate | None, Estimate | None, int]:
     """Over as many examples as the time allows, in two batches at least, else the eigenvalue has no error bar; and how
     many they were."""
-    size = min(BATCH, max(1, len(train) // 2))
-    inputs = [batch for batch, _ in _batches(subject, train, size)]
+    least = min(LEAST_CURVED, len(train))
+    shuffled = train.take(context.random(4).permutation(len(train)))
+    few = [batch for batch, _ in _batches(subject, shuffled.take(np.arange(least)), least)]
     started = time.process_time()  # of the processor: on a busy machine the examples would shrink to a few
     try:
-        one = Hessian(module, subject.loss, inputs[:1], context.check_stop)
+        one = Hessian(module, subject.loss, few, context.check_stop)
         one.product(torch.randn(one.size, generator=torch.Generator().manual_seed(context.seed)))
-        each = max(time.process_time() - started, 1e-4) / size
-        affordable = max(
-            min(LEAST_CURVED, len(train)), int(CURVATURE_SECONDS[budget] / (each * (PRODUCTS / 3 + PROBES)))
-        )
-        if affordable < 2 * size:
-            size = max(1, affordable // 2)
-            inputs = [batch for batch, _ in _batches(subject, train.take(np.arange(2 * size)), size)]
-        hessian = Hessian(module, subject.loss, inputs[: affordable // size], context.check_stop)
-        examples = len(hessian.batches) * size
+        each = max(time.process_time() - started, 1e-4) / least
+        affordable = max(least, int(CURVATURE_SECONDS[budget] / (each * (PRODUCTS / 3 + PROBES))))
+        size = max(1, min(BATCH, affordable // 2, len(train) // 2))
+        examples = min(affordable, len(train)) // size * size
+        inputs = [batch for batch, _ in _batches(subject, shuffled.take(np.arange(examples)), size)]
+        hessian = Hessian(module, subject.loss, inputs, context.check_stop)
         if examples < len(train) // size * size:
             notes.append(f"Curvature on {examples} examples: more would take too long.")
         top = top_eigenvalue(hessian, seed=context.seed, products=PRODUCTS)

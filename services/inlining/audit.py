@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from services.inlining.model import PolicyNet
 from services.inlining.policy import CALIBRATION, WEIGHTS, load_policy
 from services.inlining.sandbox import CompilerCrashed, CompilerRefused, LimitExceeded
 from services.inlining.schemas import TrainConfig
-from shared.auditing import Assessment, Context, Continuous, Examples, Floats, Kind, NotAssessed, Perturbation
+from shared.auditing import Assessment, Context, Examples, Floats, Kind, NotAssessed, Perturbation
 from shared.bundles import Bundle
 from shared.jobs.config import read_config
 from shared.jobs.context import check_stop
@@ -163,17 +163,8 @@ class InliningSubject:
     def features(self, module: PolicyNet, batch: Batch) -> torch.Tensor:
         return _hidden(module, module.inputs(batch.features_NF))
 
-    def continuous(self, examples: Examples) -> Continuous:
-        """The share of each feature's quantiles that lie below it, 0–1."""
-        features_NF = torch.from_numpy(self._rows(examples))
-        net = self.module()
-        share_NF = net.inputs(features_NF)[:, : len(FEATURES)].detach()
-
-        def logits(module: PolicyNet, values_NF: torch.Tensor) -> torch.Tensor:
-            logit_N = module.from_inputs(torch.cat([values_NF, values_NF**2, values_NF.clamp(min=1e-12).sqrt()], dim=1))
-            return torch.stack([torch.zeros_like(logit_N), logit_N], dim=1)
-
-        return Continuous(share_NF, 0.0, 1.0, (len(FEATURES),), logits, FEATURES)
+    def continuous(self, examples: Examples) -> NoReturn:
+        raise NotAssessed("Nobody labels call sites: which decision is better is measured; no label can be planted.")
 
     # -- parts
 

@@ -1,4 +1,4 @@
-"""A trained network → its bundle: the fp32 and int8 ONNX graphs, measured on the test split, with manifest and card."""
+"""A trained network → its bundle: ONNX graphs in fp32 and int8, weights, figures of the test split, manifest, card."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from services.iqa.datasets import Record
 from services.iqa.evaluate import bootstrap, monotone_share, read_pixels, score_records, srcc, summary, widened
 from services.iqa.model import LEVELS, PMTIQA, ServedGraph
 from services.iqa.schemas import TrainConfig
+from services.iqa.weights import WEIGHTS, save_weights
 from shared.bundles import Bundle, Comparison, Metric, TensorSpec, code_revision, library_versions, write_manifest
 
 OPSET = 18
@@ -153,6 +154,7 @@ def export_bundle(
     folder.mkdir(parents=True, exist_ok=True)
     fp32, int8 = folder / "model.onnx", folder / "model.int8.onnx"
     export_onnx(model, fp32)
+    save_weights(model, folder / WEIGHTS)
     order = np.random.default_rng(0).permutation(len(train))[:CALIBRATION_IMAGES]
     quantise(fp32, int8, [train[index] for index in order])
     metrics = measure(fp32, int8, test)
@@ -161,7 +163,7 @@ def export_bundle(
     card.write_text(_card(config, metrics, train, test))
     write_manifest(
         folder,
-        files=[fp32.name, int8.name, card.name],
+        files=[fp32.name, int8.name, WEIGHTS, card.name],
         name="iqa",
         domain="iqa",
         graphs={"int8": int8.name, "fp32": fp32.name},

@@ -165,7 +165,7 @@ def fit(
         model.load_imagenet(Path(config.weights) if config.weights else None)
     model.to(device)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    _freeze(model, config)
+    freeze(model, config)
     optimizer = _optimizer(model, config)
     images = Images(training)
     validation = _subset(validation, config.validation_images)
@@ -320,7 +320,8 @@ def _device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted == "auto" and torch.cuda.is_available() else wanted.replace("auto", "cpu"))
 
 
-def _freeze(model: PMTIQA, config: TrainConfig) -> None:
+def freeze(model: PMTIQA, config: TrainConfig) -> None:
+    """Take what the training leaves as it is out of what is learnt."""
     if config.freeze_backbone:
         model.backbone.requires_grad_(False)
     for module in model.backbone.first(config.frozen_blocks) if config.frozen_blocks else ():
