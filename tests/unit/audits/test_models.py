@@ -100,7 +100,7 @@ def test_strip_ranks_the_carriers_of_a_trigger_above_the_rest_of_their_class(mad
         context = Checking(LocalContext(tmp_path / kind), 0, lambda share: None)
         subject = open_subject("services", bundle, data, context)
         module, train, held_out = subject.module(), subject.train, subject.held_out
-        found = strip(subject, module, train, held_out, "quick", context)
+        found = strip(subject, module, train, held_out, "quick", context, [])
         assert found is not None
         shares[kind] = found.share
     assert shares["good"].low < 2 * ALARMS

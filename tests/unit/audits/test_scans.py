@@ -110,7 +110,7 @@ class Planted:
 def stripped(subject, tmp_path, train=None, held_out=None):
     context = Checking(LocalContext(tmp_path), 0, lambda share: None)
     train, held_out = train or subject.train, held_out or subject.held_out
-    return strip(subject, Backdoored(), train, held_out, "quick", context)
+    return strip(subject, Backdoored(), train, held_out, "quick", context, [])
 
 
 def test_strip_names_the_carriers_and_few_of_a_clean_set(tmp_path):

@@ -72,10 +72,10 @@ def test_a_policy_is_retargeted_to_speed(corpus, tmp_path, method):
 def test_a_roll_for_speed_costs_what_is_predicted():
     code = to_bitcode(SCALED, level="3")
     roll = Roller(SPEED)
-    costs = [getattr(roll(code, decide), "cost", None) for decide in (stock_decision, lambda _: 1, lambda _: 0)]
-    assert costs[0] == MILLION
-    assert costs[1] is not None
-    assert costs[1] < MILLION <= costs[2]
+    rolled = [roll(code, decide) for decide in (stock_decision, lambda _: 1, lambda _: 0)]
+    stock, all_, none = (one.cost for one in rolled if one is not None)
+    assert stock == MILLION
+    assert all_ < MILLION <= none
 
 
 def test_speed_is_not_learnt_from_bytes(corpus, tmp_path):
