@@ -28,7 +28,7 @@ from shared.testing import free_port
 from tests.running import COMMAND, Deployed, Up
 from tests.unit.bots.making import write_graph
 from tests.unit.bots.test_features import MASTODON, V1
-from tests.unit.inlining.making import PARSER
+from tests.unit.inlining.making import PARSER, PROGRAMS, SCALED
 from tests.unit.inlining.test_tune import PLANTED
 from tests.unit.inlining.test_wrapper import ZIG
 
@@ -444,3 +444,35 @@ def test_inlining_from_a_source_to_a_replay_file_that_keeps_its_promise(up, tmp_
     assert refused.returncode == 1
     assert "broken.c:" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_inlining_is_learnt_from_an_uploaded_corpus_and_promoted(up, tmp_path):
+    """A training for size is promoted and decides; one for speed names its figures as predicted."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name, source in {**PROGRAMS, "planted": PLANTED, "scaled": SCALED}.items():
+        (corpus / f"{name}.c").write_text(source)
+    assert up.run("datasets", "add", str(corpus), "--kind", "inlining").returncode == 0
+    small = ("--set", "clone_epochs=5", "--set", "label_runs=3", "--set", "label_epochs=2")
+    trained = up.run("train", "inlining", "--dataset", "corpus", *small, "--watch", timeout=240)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert up.run("models", "promote", "inlining", "2", "--force", "--reason", "a test").returncode == 0
+    up.until(lambda: "(inlining/2)" in up.run("advise", str(corpus / "planted.c")).stdout, 10)
+    speed = ("--set", "goal=speed", "--set", "method=evolution", "--set", "start=clone", "--set", "clone_epochs=5")
+    speed += ("--set", "generations=1", "--set", "pairs=1", "--set", "modules_per_step=1")
+    trained = up.run("train", "inlining", "--dataset", "corpus", *speed, "--watch", timeout=240)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    with Client(up.url, up.key) as client:
+        metrics = client.model_version("inlining", 3)["metrics"]
+        assert "predicts" in metrics["instructions_saved_percent"]["description"]
+    assert up.run("models", "promote", "inlining", "3", "--force", "--reason", "a test").returncode == 0
+
+    def decides_for_speed():
+        advised = up.run("advise", str(corpus / "scaled.c"), "--goal", "speed", "--json").stdout
+        found = json.loads(advised)
+        return found["model"] == "inlining/3" and "policy" in {row["name"] for row in found["candidates"]}
+
+    up.until(decides_for_speed, 10)
+    refused = up.run("train", "inlining", "--dataset", "corpus", "--set", "goal=speed")
+    assert refused.returncode == 1
+    assert "imitate learns bytes" in refused.stderr
