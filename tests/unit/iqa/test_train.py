@@ -215,7 +215,7 @@ def run(graph: Path, pixels: np.ndarray) -> dict[str, np.ndarray]:
 def test_the_bundle_is_whole(bundle: Bundle):
     manifest = bundle.manifest
     assert set(manifest.graphs) == {"fp32", "int8"}
-    assert set(manifest.files) == {"model.onnx", "model.int8.onnx", "card.md"}
+    assert set(manifest.files) == {"model.onnx", "model.int8.onnx", "weights.safetensors", "card.md"}
     assert manifest.constants["kinds"] == KINDS
     assert manifest.config == TINY.model_dump()
     assert manifest.metrics["srcc"].n == 5

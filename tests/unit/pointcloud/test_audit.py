@@ -223,7 +223,7 @@ def test_a_version_without_classes_has_no_backdoor_to_look_for(tmp_path):
     subject = subject_of((bundle, tmp_path / "set.npz"), tmp_path)
     [check] = audit(subject, None, LocalContext(tmp_path), checks=["backdoor"])
     assert check.verdict is Verdict.NOT_ASSESSED
-    assert "which class" in check.summary
+    assert "nothing that a trigger could turn inputs into" in check.summary
     [batch] = subject.batches(subject.held_out, 100)
     with pytest.raises(NotAssessed, match="no classifier"):
         subject.outputs(subject.module(), batch)
