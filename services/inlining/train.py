@@ -40,10 +40,6 @@ from shared.jobs.shell import run_from_shell
 Ints = NDArray[np.int64]
 State = dict[str, NDArray[Any]]
 KEPT_EVERY = 10  # modules between two checkpoints
-MEASURED = {
-    "size": "Bytes of machine code at -Oz, before the never-worse rule,",
-    "speed": "Executed instructions at -O3 as IR2Perf predicts them, each module counting the same,",
-}
 BASELINE_DECAY = 0.8  # of a module's moving average, which ppo is paid against
 
 
@@ -416,8 +412,8 @@ def _card(config: TrainConfig, corpus: Corpus, metrics: Mapping[str, Metric]) ->
     )
     return (
         f"# Inlining policy, method {config.method}\n\nLearned on {counts}; {len(corpus.stock_N)} call sites in "
-        "training. Sizes are bytes of machine code at -Oz against stock clang's, before the never-worse rule; above "
-        f"zero is smaller.\n\n| | value | 95 % interval |\n|---|---|---|\n{rows}\n\n"
+        f"training. {evaluate.MEASURED[config.goal]} against stock clang's; above zero is better.\n\n"
+        f"| | value | 95 % interval |\n|---|---|---|\n{rows}\n\n"
         f"Network {'-'.join(str(width) for width in HIDDEN)} on the quantiles of LLVM's {WIDTH} features; the default "
         f"decision (feature {STOCK + 1}) is not seen.\n"
     )
