@@ -4,7 +4,7 @@ Scans name groups of training examples: those that lie apart (activation cluster
 stay sure of their label whatever is laid over them (STRIP). What a group shares is then put to the test (triggers.py).
 Trigger inversion looks at the network without the training data.
 
-A value is taken for the class of its quarter (bands.py). Triggers are put on fewer inputs where these have many numbers.
+A value is taken for the class of its quarter (bands.py). Triggers are put on fewer inputs of many numbers.
 
 Shapes: N examples, M held-out examples of other classes.
 """
