@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.bundles import Bundle
 from shared.datasets import folder_digest
-from shared.jobs.context import StopReason
+from shared.jobs.context import LocalContext, StopReason
 from shared.problems import FourfoldError, NotSupported
 
 Ints = NDArray[np.int64]
@@ -215,29 +215,19 @@ class Subject(Protocol):
         ...
 
 
-class ServedAlone:
-    """The trainable side of a subject whose bundles hold served graphs alone: none of it can be had."""
+class TrainingWithin(LocalContext):
+    """A training inside an audit: it reports to nobody, and stops when the audit does."""
 
-    def module(self) -> NoReturn:
-        raise NotAssessed("The version carries no trainable weights: its bundle holds the served graphs alone.")
+    def __init__(self, within: Context, folder: Path) -> None:
+        super().__init__(folder)
+        self._within = within
 
-    def fit(self, examples: Examples | None, seed: int, context: Context) -> NoReturn:
-        raise NotAssessed("A training of this domain takes too long to be repeated for an audit.")
+    def report(self, *, step: int, total: int, **metrics: float) -> None: ...
 
-    def batches(self, examples: Examples, size: int) -> NoReturn:
-        self.module()
+    def checkpoint(self, state: Any) -> None: ...
 
-    def loss(self, module: Any, batch: Any) -> NoReturn:
-        self.module()
-
-    def outputs(self, module: Any, batch: Any) -> NoReturn:
-        self.module()
-
-    def features(self, module: Any, batch: Any) -> NoReturn:
-        self.module()
-
-    def continuous(self, examples: Examples) -> NoReturn:
-        self.module()
+    def should_stop(self) -> StopReason | None:
+        return self._within.should_stop()
 
 
 class OnOtherData:

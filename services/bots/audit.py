@@ -26,10 +26,20 @@ from services.bots.model import AccountNet, relations_of
 from services.bots.preparation import Prepared, inputs_of, prepare
 from services.bots.schemas import TrainConfig
 from services.bots.train import fit
-from shared.auditing import Assessment, Context, Continuous, Examples, Floats, Ints, Kind, NotAssessed, Perturbation
+from shared.auditing import (
+    Assessment,
+    Context,
+    Continuous,
+    Examples,
+    Floats,
+    Ints,
+    Kind,
+    NotAssessed,
+    Perturbation,
+    TrainingWithin,
+)
 from shared.bundles import Bundle
 from shared.jobs.config import read_config
-from shared.jobs.context import LocalContext, StopReason
 from shared.settings import ServiceSettings
 
 CLASSES = {"bot": ("human", "bot"), "stance": STANCES}
@@ -148,7 +158,7 @@ class BotsSubject:
             split_N[[row.root for row in examples.inputs]] = 0
             prepared = replace(prepared, splits={self._task: split_N}, labels={self._task: prepared.labels[self._task]})
         config = self._config.model_copy(update={"seed": seed})
-        return fit(config, prepared, _Training(context, context.artefact(f"fit-{seed}")))
+        return fit(config, prepared, TrainingWithin(context, context.artefact(f"fit-{seed}")))
 
     def batches(self, examples: Examples, size: int) -> Sequence[Batch]:
         places = [slice(start, start + size) for start in range(0, len(examples), size)]
@@ -282,21 +292,6 @@ class BotsSubject:
     def _logits(self, module: AccountNet, batch: Batch, view: str) -> torch.Tensor:
         bot_NV2, stance_NV3 = module(*inputs_of(batch.prepared, view, 0.0))
         return (bot_NV2 if self._task == "bot" else stance_NV3)[torch.from_numpy(batch.root_N)]
-
-
-class _Training(LocalContext):
-    """A training inside an audit: it reports to nobody, and stops when the audit does."""
-
-    def __init__(self, within: Context, folder: Path) -> None:
-        super().__init__(folder)
-        self._within = within
-
-    def report(self, *, step: int, total: int, **metrics: float) -> None: ...
-
-    def checkpoint(self, state: Any) -> None: ...
-
-    def should_stop(self) -> StopReason | None:
-        return self._within.should_stop()
 
 
 def _varies(column_N: NDArray[np.float32]) -> bool:

@@ -29,10 +29,20 @@ from services.iqa.model import LEVELS, PMTIQA, level_of
 from services.iqa.schemas import TrainConfig
 from services.iqa.train import fit, freeze, loss_weights, parts_of
 from services.iqa.weights import WEIGHTS, load_network
-from shared.auditing import Assessment, Context, Continuous, Examples, Floats, Kind, NotAssessed, Perturbation
+from shared.auditing import (
+    Assessment,
+    Context,
+    Continuous,
+    Examples,
+    Floats,
+    Kind,
+    NotAssessed,
+    Perturbation,
+    TrainingWithin,
+)
 from shared.bundles import Bundle
 from shared.jobs.config import read_config
-from shared.jobs.context import LocalContext, StopReason, check_stop
+from shared.jobs.context import check_stop
 from shared.problems import InputError
 from shared.settings import ServiceSettings
 
@@ -147,7 +157,7 @@ class IqaSubject:
             raise NotAssessed("A training is repeated on its own pictures alone, which are files.")
         config = self._config.model_copy(update={"seed": seed})
         parts = self._parts
-        return fit(config, parts["train"], parts["validation"], list(self._predictor.kinds), _Quiet(context))
+        return fit(config, parts["train"], parts["validation"], list(self._predictor.kinds), _within(context))
 
     def batches(self, examples: Examples, size: int) -> Sequence[Batch]:
         places = [slice(start, start + size) for start in range(0, len(examples), size)]
@@ -246,7 +256,7 @@ class IqaSubject:
             width = _width(self._data, config.synthetic_width)
             update = {"synthetic_views": 1, "synthetic_share": share, "synthetic_width": width}
             config = config.model_copy(update=update)
-        return parts_of(config, self._data, _Quiet(self._context))
+        return parts_of(config, self._data, _within(self._context))
 
 
 def _width(photographs: Path, wanted: int) -> int:
@@ -280,19 +290,8 @@ def _middle(image_HW3: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return image_HW3[top : top + side, left : left + side]
 
 
-class _Quiet(LocalContext):
-    """The training's context inside an audit: a folder, and the audit's stop."""
-
-    def __init__(self, within: Context) -> None:
-        super().__init__(within.artefact("iqa-set"))
-        self._within = within
-
-    def report(self, *, step: int, total: int, **metrics: float) -> None: ...
-
-    def checkpoint(self, state: Any) -> None: ...
-
-    def should_stop(self) -> StopReason | None:
-        return self._within.should_stop()
+def _within(context: Context) -> TrainingWithin:
+    return TrainingWithin(context, context.artefact("iqa-set"))
 
 
 def _examples(records: Sequence[Record], described: bool) -> Examples:

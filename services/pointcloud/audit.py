@@ -28,10 +28,21 @@ from services.pointcloud.render import turned_about
 from services.pointcloud.schemas import TrainConfig, Up
 from services.pointcloud.train import fit, prepare
 from services.pointcloud.weights import WEIGHTS, Network, load_network
-from shared.auditing import Assessment, Context, Continuous, Examples, Floats, Ints, Kind, NotAssessed, Perturbation
+from shared.auditing import (
+    Assessment,
+    Context,
+    Continuous,
+    Examples,
+    Floats,
+    Ints,
+    Kind,
+    NotAssessed,
+    Perturbation,
+    TrainingWithin,
+)
 from shared.bundles import Bundle
 from shared.jobs.config import read_config
-from shared.jobs.context import LocalContext, StopReason, check_stop
+from shared.jobs.context import check_stop
 from shared.settings import ServiceSettings
 
 QUICK = {0: 480, 2: 120}  # shapes of the training and the test split; to reconstruct one takes about 50 ms
@@ -159,7 +170,7 @@ class PointcloudSubject:
                 split_S,
             )
         config = self._config.model_copy(update={"seed": seed})
-        model = fit(config, shapes, split_S, _Training(context, context.artefact(f"fit-{seed}")))
+        model = fit(config, shapes, split_S, TrainingWithin(context, context.artefact(f"fit-{seed}")))
         if not self.classes:
             return Network(model, None)
         [(codes_SW, _)] = encode([model.encoder], shapes, range(len(shapes)), POINTS)
@@ -268,21 +279,6 @@ class PointcloudSubject:
     def _resolution(self) -> int | None:
         source = self._predictor.calibration.source
         return RESOLUTION if source is not None and source.values is None else None
-
-
-class _Training(LocalContext):
-    """A training inside an audit: it reports to nobody, and stops when the audit does."""
-
-    def __init__(self, within: Context, folder: Path) -> None:
-        super().__init__(folder)
-        self._within = within
-
-    def report(self, *, step: int, total: int, **metrics: float) -> None: ...
-
-    def checkpoint(self, state: Any) -> None: ...
-
-    def should_stop(self) -> StopReason | None:
-        return self._within.should_stop()
 
 
 def _numbers(label_S: NDArray[np.str_], classes: Sequence[str]) -> Ints:
