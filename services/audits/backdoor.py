@@ -50,10 +50,7 @@ def check(subject: Subject, baseline: Subject | None, budget: Budget, context: C
     """Clean-label attacks are not looked for."""
     banded = not subject.classes
     if banded:
-        try:
-            subject = in_bands(subject)
-        except NotAssessed as error:
-            return not_assessed(NAME, error.detail)
+        subject = in_bands(subject)
     module = subject.module()
     train = sample(subject.train, budget, context)
     context.progress(0.05)

@@ -8,7 +8,7 @@ with what its replay file yields, since that is what the user will apply. Ties g
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -118,8 +118,9 @@ def advise(
         running += [pool.submit(tried, number) for number in range(best_of if policy is not None else 0)]
         candidates = [candidate for future in running if (candidate := future.result()) is not None]
     compiles = [stock, *(candidate.compiled for candidate in candidates)]
-    costed = [(aim.cost(stock, candidate.compiled), candidate) for candidate in candidates]
-    winner, advised, cost = _best(stock, costed, aim, compiled, compiles)
+    beside = aim.beside(stock)
+    costed = [(beside(candidate.compiled), candidate) for candidate in candidates]
+    winner, advised, cost = _best(stock, costed, beside, compiled, compiles)
     return Advice(
         winner.name if winner else "stock",
         stock,
@@ -142,7 +143,11 @@ def _unless_it_fails(name: str, compile_it: Any) -> Candidate | None:
 
 
 def _best(
-    stock: Compiled, costed: Sequence[tuple[float, Candidate]], aim: Aim, compiled: Any, compiles: list[Compiled]
+    stock: Compiled,
+    costed: Sequence[tuple[float, Candidate]],
+    beside: Callable[[Compiled], float],
+    compiled: Any,
+    compiles: list[Compiled],
 ) -> tuple[Candidate | None, Compiled, float]:
     """(winner, its compile, its cost) under its replay file, tried from the most promising on; stock unless one is
     better."""
@@ -155,7 +160,7 @@ def _best(
         except (CompilerCrashed, CompilerRefused):
             continue
         compiles.append(replayed)
-        if (found := aim.cost(stock, replayed)) < least:
+        if (found := beside(replayed)) < least:
             winner, best, least = candidate, replayed, found
     return winner, best, least
 
@@ -193,7 +198,7 @@ def annotated(
         order = {"task": "annotate", "wanted": [[*key, inline] for key, inline in wanted.items()]}
         count, _, marked = SANDBOX.run(order, plain, limits=limits).data.partition(b"\n")
         compiled = compile_module(marked, level=aim.level, profiled=aim.profiled, target=module.triple, limits=limits)
-        if aim.cost(advice.stock, compiled) < 0:
+        if aim.beside(advice.stock)(compiled) < 0:
             return marked.decode("utf-8", "replace"), int(count), compiled
     return plain.decode("utf-8", "replace"), 0, advice.stock
 

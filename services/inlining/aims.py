@@ -13,28 +13,32 @@ from services.inlining.speed import Facts, ir2perf
 
 @dataclass(frozen=True)
 class Aim:
-    """`cost(stock, other)` is what a compile costs beside stock's: below zero it is better. `thresholds` are the fixed
-    candidates; `profiled` is how the engine has to compile for `cost`."""
+    """`beside(stock)` tells what another compile costs beside that of stock: below zero it is better. `thresholds` are
+    the fixed candidates; `profiled` is how the engine has to compile for that."""
 
-    goal: Goal
     level: Level
     thresholds: tuple[int, ...]
     profiled: bool
-    cost: Callable[[Compiled, Compiled], float]
+    beside: Callable[[Compiled], Callable[[Compiled], float]]
 
 
-def _bytes(stock: Compiled, other: Compiled) -> float:
-    return other.text - stock.text
+def _bytes(stock: Compiled) -> Callable[[Compiled], float]:
+    return lambda other: other.text - stock.text
 
 
-def _predicted(stock: Compiled, other: Compiled) -> float:
+def _predicted(stock: Compiled) -> Callable[[Compiled], float]:
+    was = _facts(stock)
+    return lambda other: ir2perf().change(was, _facts(other))
+
+
+def _facts(compiled: Compiled) -> Facts:
     """Raises CompilerRefused where an object has no profile that can be read."""
     try:
-        return ir2perf().change(Facts.of([stock]), Facts.of([other]))
+        return Facts.of([compiled])
     except ValueError as error:
         raise CompilerRefused(f"What was compiled cannot be judged: {error}.") from None
 
 
-SIZE = Aim("size", "z", (-10, 25), False, _bytes)  # the first is the best single one known for -Oz
-SPEED = Aim("speed", "3", (450, 1000, 3000), True, _predicted)
+SIZE = Aim("z", (-10, 25), False, _bytes)  # the first is the best single one known for -Oz
+SPEED = Aim("3", (450, 1000, 3000), True, _predicted)
 AIMS: Mapping[Goal, Aim] = {"size": SIZE, "speed": SPEED}

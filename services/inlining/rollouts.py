@@ -23,7 +23,6 @@ from services.inlining.engine import Compiled, compile_module
 from services.inlining.features import STOCK, WIDTH
 from services.inlining.policy import Policy
 from services.inlining.sandbox import CompilerCrashed, CompilerRefused, LimitExceeded
-from services.inlining.speed import Facts, ir2perf
 
 log = logging.getLogger(__name__)
 Ints = NDArray[np.int64]
@@ -65,7 +64,7 @@ class Roller:
 
     def __init__(self, aim: Aim = SIZE) -> None:
         self._aim = aim
-        self._stock: dict[bytes, Facts] = {}
+        self._beside: dict[bytes, Callable[[Compiled], float]] = {}
 
     def __call__(self, code: bytes, decide: Decide | None, options: Sequence[str] = ()) -> Rollout | None:
         """One compile; None where LLVM fails under these decisions."""
@@ -82,9 +81,9 @@ class Roller:
 
     def _predicted(self, code: bytes, done: Compiled) -> int:
         key = hashlib.sha256(code).digest()
-        if key not in self._stock:
-            self._stock[key] = Facts.of([self._compile(code, stock_decision)])
-        return round(MILLION * math.exp(ir2perf().change(self._stock[key], Facts.of([done]))))
+        if key not in self._beside:
+            self._beside[key] = self._aim.beside(self._compile(code, stock_decision))
+        return round(MILLION * math.exp(self._beside[key](done)))
 
 
 def roll_all(

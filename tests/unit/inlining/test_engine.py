@@ -119,7 +119,7 @@ def test_advice_for_speed_is_the_least_prediction():
     assert advice.winner != "stock"
     assert advice.cost <= min(costs.values()) + 1e-9 < 0
     replayed = compile_module(module.code, replay=advice.replay, level="3", profiled=True)
-    assert SPEED.cost(advice.stock, replayed) == advice.cost
+    assert SPEED.beside(advice.stock)(replayed) == advice.cost
 
 
 def test_a_decision_that_raises_ends_the_compile():
