@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
@@ -37,11 +38,20 @@ class Client:
             self._loop.close()
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        waiting = asyncio.run_coroutine_threadsafe(call, self._loop)
+        # Ctrl-C may come anywhere in here. A future's own wait takes its lock in Python, and an interrupt in there leaves
+        # it locked for the loop; a SimpleQueue is whole before and after every instruction.
+        outcome: queue.SimpleQueue[asyncio.Task[T]] = queue.SimpleQueue()
+        started: list[asyncio.Task[T]] = []
+
+        def start() -> None:
+            started.append(self._loop.create_task(call))
+            started[0].add_done_callback(outcome.put)
+
         try:
-            return waiting.result()
-        except BaseException:
-            waiting.cancel()  # after Ctrl-C nobody waits for it any more
+            self._loop.call_soon_threadsafe(start)
+            return outcome.get().result()
+        except KeyboardInterrupt:  # nobody waits for it any more
+            self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in started])
             raise
 
     @property
@@ -225,8 +235,10 @@ class Client:
 
 
 async def _closed(inner: AsyncClient) -> None:
-    """Close the client when what was cancelled has ended."""
+    """End what nobody waits for since a Ctrl-C, then close the client."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
     await asyncio.gather(*left, return_exceptions=True)
     await asyncio.get_running_loop().shutdown_asyncgens()
     await inner.close()
