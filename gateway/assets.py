@@ -126,13 +126,13 @@ def add_console(app: FastAPI, folder: Path = FOLDER) -> None:
     """`/` and `/console/…`. Not in the document: they are pages, not the API."""
     console = Console(folder)
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     def home(request: Request) -> Response:
         console.refresh()
         return _answer(request, console.asset("index.html"), ASK_AGAIN)
 
     # A page from before an upgrade gets what there is now, and keeps none of it.
-    @app.get("/console/{digest}/{name:path}", include_in_schema=False)
+    @app.api_route("/console/{digest}/{name:path}", methods=["GET", "HEAD"], include_in_schema=False)
     def file(request: Request, digest: str, name: str) -> Response:
         if not console.files:
             console.refresh()

@@ -34,6 +34,14 @@ async def test_the_page_and_its_files_need_no_key_and_are_guarded(client):
         assert (again.status_code, again.content) == (304, b"")
 
 
+async def test_head_answers_as_get_does_without_the_page(client):
+    page, head = await client.get("/"), await client.head("/")
+    assert (head.status_code, head.content) == (200, b"")
+    assert [head.headers[name] for name in ("ETag", "Content-Length")] == [
+        page.headers[name] for name in ("ETag", "Content-Length")
+    ]
+
+
 def test_the_policy_lets_nothing_inline_and_nothing_foreign_in():
     assert "unsafe" not in POLICY
     assert "http" not in POLICY
