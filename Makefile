@@ -46,7 +46,7 @@ check: setup
 
 # Two files of tests at a time: most of the long ones wait for the processes that they started.
 test: setup check
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 format: setup
 	$(BIN)/ruff check --fix .
