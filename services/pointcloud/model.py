@@ -1,7 +1,8 @@
 """FoldingNet in torch: graph encoders with max-pooling, the folding decoder, and the dense decoder it is compared with.
 
 Shapes: B clouds, N points, K neighbours, C channels, D codeword, G points of the source surface, S its dimension.
-After Yang et al., FoldingNet (CVPR 2018), and Wang et al., DGCNN (2019); no batch norm anywhere.
+After Yang et al., FoldingNet (CVPR 2018), and Wang et al., DGCNN (2019); no batch norm anywhere. Layers that feed another
+layer begin as He et al. (2015) draw them; those whose output are points, as torch does.
 """
 
 from __future__ import annotations
@@ -62,6 +63,17 @@ def linear_max(layer: nn.Linear, values_BNC: Tensor) -> Tensor:
     return torch.einsum("boc,oc->bo", picked_BOC, layer.weight) + layer.bias
 
 
+def he_initialised(*modules: nn.Module) -> None:
+    """He et al. 2015 for every linear layer: through a ReLU the signal keeps its size. Torch's own draw makes it √6
+    times smaller a layer, so that eight layers further a codeword is the same for every cloud, and trainings stand
+    still until the weights have grown."""
+    for layer in (layer for module in modules for layer in module.modules()):
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
 class GraphEncoder(nn.Module):
     """FoldingNet's encoder: features (B, N, 12) and neighbours (B, N, 16) → codeword (B, 512).
 
@@ -76,6 +88,7 @@ class GraphEncoder(nn.Module):
         self.graph = nn.Linear(64, 128)
         self.whole = nn.Linear(128, 1024)
         self.head = nn.Sequential(nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, codeword))
+        he_initialised(self)
 
     def forward(self, features_BN12: Tensor, neighbours_BNK: Tensor) -> Tensor:
         return self.head(self.pooled(features_BN12, neighbours_BNK))
@@ -113,6 +126,7 @@ class DGCNNEncoder(nn.Module):
         self.edges = nn.ModuleList(EdgeConv(a, b) for a, b in pairwise(widths))
         self.whole = nn.Linear(sum(widths[1:]), 1024)
         self.head = nn.Sequential(nn.LeakyReLU(0.2), nn.Linear(1024, 512), nn.LeakyReLU(0.2), nn.Linear(512, codeword))
+        he_initialised(self)
 
     def forward(self, features_BN12: Tensor, neighbours_BNK: Tensor) -> Tensor:
         return self.head(self.pooled(features_BN12, neighbours_BNK))
@@ -170,6 +184,7 @@ class Fold(nn.Module):
         self.source = nn.Linear(source, hidden, bias=False)
         self.codeword = nn.Linear(codeword, hidden)
         self.hidden = nn.Linear(hidden, hidden)
+        he_initialised(self)
         self.out = nn.Linear(hidden, 3)
 
     def forward(self, source: Tensor, codeword_BD: Tensor) -> Tensor:
@@ -198,6 +213,7 @@ class DenseDecoder(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(codeword, 1024), nn.ReLU(), nn.Linear(1024, 2048), nn.ReLU(), nn.Linear(2048, points * 3)
         )
+        he_initialised(self.layers[:-1])
 
     def forward(self, codeword_BD: Tensor, source_GS: Tensor | None = None) -> Tensor:
         return self.layers(codeword_BD).unflatten(-1, (-1, 3))

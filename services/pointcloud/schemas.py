@@ -50,6 +50,13 @@ class TrainConfig(RecipeConfig):
     yaw: float = Field(
         default=0.0, ge=0, le=360, description="Clouds are turned about `up` at random within this range."
     )
+    contrast: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="Weight, beside the Chamfer distance, of telling a batch's clouds apart: two samples of one are to "
+        "have codewords more alike than those of others. Codewords then say more about a class.",
+    )
     split: Literal["auto", "family", "shape"] = Field(
         default="auto",
         description="What stays in one split: names alike but for their digits, or single shapes. A split that the "

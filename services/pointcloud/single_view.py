@@ -20,7 +20,7 @@ from services.pointcloud import surface
 from services.pointcloud.chamfer import chamfer
 from services.pointcloud.checkpoints import State, load_weights, part_of, restore, state_of, weights_of
 from services.pointcloud.datasets import Shapes, capped
-from services.pointcloud.model import FoldingDecoder
+from services.pointcloud.model import FoldingDecoder, he_initialised
 from services.pointcloud.neighbours import local_features
 from services.pointcloud.render import normals, render, turned_about, upright
 from services.pointcloud.schemas import TrainConfig, Up
@@ -80,6 +80,7 @@ class PSGNDecoder(nn.Module):
             nn.ReLU(),
             nn.Linear(2 * bottleneck, 3 * points),
         )
+        he_initialised(self.layers[:-1])
 
     def forward(self, code_BZ: Tensor) -> Tensor:
         return self.layers(code_BZ).unflatten(-1, (-1, 3))
@@ -112,6 +113,7 @@ class AtlasDecoder(nn.Module):
             )
             for _ in range(PATCHES)
         )  # fmt: skip
+        he_initialised(self.codes, self.squares, *(rest[:-2] for rest in self.rest))
         self.register_buffer("lattice_M2", torch.from_numpy(surface.grid(round(math.sqrt(points / PATCHES)), 0.5)))
 
     def forward(self, code_BZ: Tensor) -> Tensor:

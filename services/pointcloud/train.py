@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from services.pointcloud import surface
 from services.pointcloud.chamfer import chamfer
@@ -178,6 +180,8 @@ def _train_epoch(
         low, high = np.log(config.points)
         count = round(float(np.exp(low + (high - low) * random.random() ** 4)))
         clouds = [seen(shapes.cloud(int(index)), count, config, random) for index in chosen]
+        if config.contrast:
+            clouds += [seen(shapes.cloud(int(index)), count, config, random) for index in chosen]
         features, neighbours = (part.to(device) for part in batch_of(clouds))
         source = None
         if config.source == "learned":
@@ -185,7 +189,12 @@ def _train_epoch(
             source = model.source_GS[torch.from_numpy(picked).to(device)]
         elif config.decoder == "folding":
             source = torch.from_numpy(drawn_source(config, random)).to(device)
-        loss = chamfer(features[..., :3], model(features, neighbours, source)).mean()
+        codeword_BD = model.encoder(features, neighbours)
+        whole = len(chosen)
+        folded = model.decoder(codeword_BD[:whole], model.source_GS if source is None else source)
+        loss = chamfer(features[:whole, :, :3], folded).mean()
+        if config.contrast:
+            loss = loss + config.contrast * contrast(codeword_BD[:whole], codeword_BD[whole:])
         if not torch.isfinite(loss):
             raise TrainingDiverged(f"The loss is not finite at step {step} of epoch {epoch + 1}.", step=step)
         optimizer.zero_grad(set_to_none=True)
@@ -193,6 +202,16 @@ def _train_epoch(
         optimizer.step()
         losses.append(loss.item())
     return float(np.mean(losses)), steps * config.batch_size
+
+
+def contrast(first_BD: Tensor, second_BD: Tensor, temperature: float = 0.1) -> Tensor:
+    """InfoNCE of two samples of each cloud: each finds its partner by cosine among all others of the batch (NT-Xent,
+    Chen et al., SimCLR, ICML 2020), here on the codewords themselves."""
+    both = F.normalize(torch.cat([first_BD, second_BD]), dim=-1)
+    alike = (both @ both.T / temperature).fill_diagonal_(-torch.inf)
+    count = len(first_BD)
+    partner = torch.arange(2 * count, device=both.device).roll(count)
+    return F.cross_entropy(alike, partner)
 
 
 def learning_rate_share(share: float, warm_up: float = 0.02) -> float:
