@@ -38,8 +38,8 @@ class Client:
             self._loop.close()
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        # Ctrl-C may come anywhere in here. A future's own wait takes its lock in Python, and an interrupt in there leaves
-        # it locked for the loop; a SimpleQueue is whole before and after every instruction.
+        # Ctrl-C may come anywhere in here. A future's own wait takes its lock in Python, and an interrupt in there
+        # leaves it locked for the loop; a SimpleQueue is whole before and after every instruction.
         outcome: queue.SimpleQueue[asyncio.Task[T]] = queue.SimpleQueue()
         started: list[asyncio.Task[T]] = []
 

@@ -65,7 +65,7 @@ def linear_max(layer: nn.Linear, values_BNC: Tensor) -> Tensor:
 
 def he_initialised(*modules: nn.Module) -> None:
     """He et al. 2015 for every linear layer: through a ReLU the signal keeps its size. Torch's own draw makes it √6
-    times smaller a layer, so that eight layers further a codeword is the same for every cloud, and trainings stand
+    times smaller a layer; FoldingNet's codeword then is some hundredths, a hundred times less, and trainings stand
     still until the weights have grown."""
     for layer in (layer for module in modules for layer in module.modules()):
         if isinstance(layer, nn.Linear):

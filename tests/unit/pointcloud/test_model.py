@@ -119,6 +119,17 @@ def test_duplicates_of_all_points_change_no_codeword_of_a_cloud_without_near_nei
     torch.testing.assert_close(few, many)
 
 
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_before_any_training_codewords_are_no_smaller_than_clouds(kind):
+    """Drawn as torch does by itself they are some hundredths, and trainings begin by standing still."""
+    torch.manual_seed(0)
+    encoder = ENCODERS[kind]().eval()
+    with torch.inference_mode():
+        codes = torch.cat([encoder(*batch_of([cloud])) for cloud in clouds(60, 60, 60, 60)])
+    assert codes.square().mean() > 0.1
+    assert codes.var(0).mean() > 0.01 * codes.square().mean()
+
+
 def test_it_overfits_two_clouds_and_the_same_seed_gives_the_same_loss():
     features, neighbours = batch_of(clouds(80, 80))
 

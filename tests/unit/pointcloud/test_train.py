@@ -9,7 +9,7 @@ from services.pointcloud.calibration import FILE, load_calibration
 from services.pointcloud.evaluate import batch_of
 from services.pointcloud.export import NoAutoencoder
 from services.pointcloud.schemas import TrainConfig
-from services.pointcloud.train import compare, drawn_source, fit, learning_rate_share, prepare, train
+from services.pointcloud.train import compare, contrast, drawn_source, fit, learning_rate_share, prepare, train
 from shared.bundles import Bundle
 from shared.jobs.config import ConfigInvalid, read_config
 from shared.jobs.context import JobStopped, LocalContext, StopReason
@@ -103,6 +103,38 @@ def test_training_lowers_the_loss_and_the_same_seed_gives_the_same(data, tmp_pat
     first, second = ([point["loss"] for point in context.points] for context in contexts)
     assert first == second
     assert first[-1] < 0.8 * first[0]
+
+
+def test_contrast_is_least_where_each_cloud_is_most_like_its_own_other_sample():
+    first = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    second = first + 0.1 * torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+    both = torch.nn.functional.normalize(torch.cat([first, second]), dim=1)
+    plain = []
+    for row in range(10):
+        others = [other for other in range(10) if other != row]
+        logits = torch.stack([both[row] @ both[other] / 0.1 for other in others])
+        plain.append(logits.logsumexp(0) - both[row] @ both[(row + 5) % 10] / 0.1)
+    torch.testing.assert_close(contrast(first, second), torch.stack(plain).mean())
+    assert contrast(first, second) < contrast(first, second.roll(1, 0))
+
+
+def test_contrast_makes_codewords_of_one_cloud_more_alike_than_those_of_two(data, tmp_path):
+    def margin(config):
+        shapes, split_S = prepare(config, data)
+        model = fit(config, shapes, split_S, LocalContext(tmp_path / str(config.contrast)))
+        chosen = np.flatnonzero(split_S == 0)[:8]
+        with torch.inference_mode():
+            halves = [
+                torch.nn.functional.normalize(
+                    torch.cat([model.encoder(*batch_of([shapes.cloud(int(i))[part]])) for i in chosen]), dim=1
+                )
+                for part in (slice(0, 64), slice(64, 128))
+            ]
+        alike = halves[0] @ halves[1].T
+        return float(alike.diagonal().mean() - alike.mean())
+
+    config = SMALL.model_copy(update={"epochs": 6, "points": (64, 64)})
+    assert margin(config.model_copy(update={"contrast": 1.0})) > 1.5 * margin(config)
 
 
 @pytest.mark.parametrize("stop_after", [6, 15])
