@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -112,8 +113,8 @@ def listening(runtime):
 
 
 def answers(resident):
-    """Grows with every child that has answered: the pages that those touched."""
-    return int(Path(f"/proc/{resident.pid}/stat").read_text().rpartition(")")[2].split()[8])
+    """Grows with every decision: what it has written."""
+    return resident.io_counters().write_count
 
 
 def test_the_resident_policy_decides_as_the_wrapper_does(build, policies, runtime):
@@ -192,7 +193,57 @@ def test_what_is_no_compile_for_size_is_clangs(build, policies):
     done = fourfold_clang(build, policies["good"], ZIG, "-O2", "-c", "queue.c", "-o", "queue.o")
     plain(build, ZIG, "-O2", "-c", "queue.c", "-o", "stock.o")
     assert (build / "queue.o").read_bytes() == (build / "stock.o").read_bytes()
-    assert fourfold_clang(build, policies["good"], "/nowhere/clang", "--version").returncode != 0
+    for arguments in (["--version"], ["-Oz", "-c", "queue.c"]):
+        done = fourfold_clang(build, policies["good"], "/nowhere/clang", *arguments)
+        assert done.returncode == 127
+        assert done.stderr.splitlines()[-1].startswith("fourfold: [Errno 2]")
+
+
+def test_what_the_wrapper_loads_for_every_file_is_little():
+    loaded = "import sys, services.inlining.wrapper, services.inlining.sizes; print(*sys.modules)"
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", loaded], capture_output=True, text=True, check=True, cwd=root, env={}
+    )
+    large = {"collections", "dataclasses", "enum", "importlib", "pathlib", "re", "signal", "socket", "subprocess"}
+    assert not ({*large, "threading", "typing", "numpy"} & set(done.stdout.split()))
+
+
+@pytest.mark.parametrize("arguments", [["-c", "-Oz", "a.c"], ["-O2"]], ids=["advised", "left alone"])
+def test_clang_gets_the_signals_that_python_ignores_and_its_end_by_one_is_told(build, policies, runtime, arguments):
+    clang = build / "clang"
+    clang.write_text("#!/bin/sh\ngrep SigIgn /proc/$$/status\nkill -ABRT $$\n")
+    clang.chmod(0o755)
+    done = fourfold_clang(build, policies["good"], str(clang), *arguments)
+    ignored = int(done.stdout.split()[1], 16)
+    assert ignored & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1) == 0
+    assert done.returncode in (128 + signal.SIGABRT, -signal.SIGABRT)  # of a child, or as what became of the wrapper
+
+
+def test_a_wrapper_that_is_ended_ends_its_compilers_and_leaves_nothing(build, policies, runtime):
+    clang = build / "clang"
+    clang.write_text("#!/bin/sh\necho $$\nexec sleep 60\n")
+    clang.chmod(0o755)
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "fourfold",
+        "clang",
+        "--clang",
+        str(clang),
+        "--policy",
+        str(policies["good"]),
+    ]
+    environment = {**os.environ, "FOURFOLD_RESIDENT": "0"}
+    wrapper = subprocess.Popen([*command, "--fast", "--", "-Oz", "-c", "a.c"], stdout=subprocess.PIPE, env=environment)
+    assert wrapper.stdout is not None
+    compiler = psutil.Process(int(wrapper.stdout.readline()))
+    wrapper.terminate()
+    assert wrapper.wait(20) == 143
+    wrapper.stdout.close()
+    assert not compiler.is_running()
+    assert list(runtime.iterdir()) == []
 
 
 @pytest.mark.parametrize(
