@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from services.inlining.launcher import build_launcher
 from services.inlining.policy import load_policy
 from services.inlining.resident import address
 from services.inlining.wrapper import find_clang, policy_folder
@@ -36,7 +37,7 @@ def cpu_seconds(command: Sequence[str], folder: str, policy: str) -> float:
 
 def resident_seconds(policy: str) -> float:
     """CPU time of the process that listens on the policy's socket; 0 without one."""
-    with socket.socket(socket.AF_UNIX) as connection:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         try:
             connection.connect(address(policy))
         except OSError:
@@ -46,8 +47,8 @@ def resident_seconds(policy: str) -> float:
 
 
 def main(given: Sequence[str]) -> None:
-    """Print a row a file, and one of their sums, which is a build: plain clang, `--fast`, and the checked compile, as
-    ratios of CPU time."""
+    """Print a row a file, and one of their sums, which is a build: plain clang, the launcher, `--fast`, and the checked
+    compile, as ratios of CPU time."""
     parser = argparse.ArgumentParser(prog="services.inlining.overhead")
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--clang", default="")
@@ -62,14 +63,18 @@ def main(given: Sequence[str]) -> None:
     for _ in range(20_000):
         decider.decide(row)
     print(f"a decision: {(time.process_time() - started) / 20_000 * 1e6:.1f} µs of CPU")
-    print(f"{'file':<20}{'clang, CPU-s':>14}{'fast':>8}{'checked':>9}   (ratios to clang, medians of {asked.repeats})")
-    totals = [0.0, 0.0, 0.0]
+    print(f"{'file':<20}{'clang, CPU-s':>14}{'launcher':>10}{'fast':>8}{'checked':>9}", end="")
+    print(f"   (ratios to clang, medians of {asked.repeats})")
+    totals = [0.0, 0.0, 0.0, 0.0]
     with tempfile.TemporaryDirectory() as folder:
+        launcher = str(Path(folder, "launcher"))
+        build_launcher(launcher, clang, policy)
         for file in asked.files:
             arguments = ["-Oz", *asked.flags.split(), "-c", str(file.resolve()), "-o", "a.o"]
             ours = [*HOST, "clang", "--clang", " ".join(clang), "--policy", policy]
-            commands = ([*clang, *arguments], [*ours, "--fast", "--", *arguments], [*ours, "--", *arguments])
-            # In turn, so that a busier minute meets all three.
+            fast, checked = [*ours, "--fast", "--", *arguments], [*ours, "--", *arguments]
+            commands = ([*clang, *arguments], [launcher, *arguments], fast, checked)
+            # In turn, so that a busier minute meets all of them.
             times = [[cpu_seconds(command, folder, policy) for command in commands] for _ in range(asked.repeats)]
             medians = [statistics.median(column) for column in zip(*times, strict=True)]
             totals = [total + median for total, median in zip(totals, medians, strict=True)]
@@ -77,8 +82,9 @@ def main(given: Sequence[str]) -> None:
     _show("all of them", *totals)
 
 
-def _show(name: str, plain: float, fast: float, checked: float) -> None:
-    print(f"{name:<20}{plain:>14.2f}{fast / plain:>8.2f}{checked / plain:>9.2f}", flush=True)
+def _show(name: str, plain: float, launcher: float, fast: float, checked: float) -> None:
+    ratios = f"{launcher / plain:>10.2f}{fast / plain:>8.2f}{checked / plain:>9.2f}"
+    print(f"{name:<20}{plain:>14.2f}{ratios}", flush=True)
 
 
 if __name__ == "__main__":

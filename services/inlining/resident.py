@@ -11,7 +11,7 @@ import os
 import sys
 
 # Not `socket`: the little of it that is needed does not take the 5 ms of its import, in the wrapper of every file.
-from _socket import AF_UNIX, SCM_RIGHTS, SOL_SOCKET, socket
+from _socket import AF_UNIX, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, socket
 
 from services.inlining.channel import Channel, ChannelBroken, host
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SECONDS = 3600.0  # of one compile
 ACCEPT_SECONDS = 10.0
-TAKEN, DONE = b"+", b"done"  # its answers to a channel; instead of the second it may tell a trouble
+TAKEN, LEFT, DONE = b"+", b"-", b"done"  # its answers; instead of the last it may tell a trouble
 LONGEST = 4096
 
 
@@ -40,6 +40,19 @@ def runtime_folder() -> str:
     return folder
 
 
+def new_folder() -> str:
+    """For one compile's channel, in the runtime folder; raises OSError."""
+    folder = os.path.join(runtime_folder(), os.urandom(8).hex())
+    os.mkdir(folder)
+    return folder
+
+
+def remove_folder(folder: str) -> None:
+    for entry in os.listdir(folder):
+        os.unlink(os.path.join(folder, entry))
+    os.rmdir(folder)
+
+
 def address(policy: str) -> str:
     """The socket for the policy as it is now: with other files it is another policy."""
     folder = os.stat(policy)
@@ -51,7 +64,7 @@ def host_resident(policy: str, channel: Channel, ended: int) -> None:
     """Host the channel until the compiler, whose pidfd is `ended`, is gone: by the resident process, or here if there
     is none, which is then started for the next file. Raises ChannelBroken, ValueError, KeyError or OSError.
     """
-    connection = socket(AF_UNIX)
+    connection = socket(AF_UNIX, SOCK_SEQPACKET)
     try:
         connection.settimeout(ACCEPT_SECONDS)
         try:

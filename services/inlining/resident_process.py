@@ -13,19 +13,32 @@ import socket
 import sys
 from threading import Thread
 
-from services.inlining.channel import ChannelBroken, host
+from services.inlining.channel import Channel, ChannelBroken, host
 from services.inlining.features import Decide
-from services.inlining.resident import ACCEPT_SECONDS, DONE, LONGEST, SECONDS, TAKEN, address, deciding
+from services.inlining.resident import (
+    ACCEPT_SECONDS,
+    DONE,
+    LEFT,
+    LONGEST,
+    SECONDS,
+    TAKEN,
+    address,
+    deciding,
+    new_folder,
+    remove_folder,
+)
+from services.inlining.wrapper import understand
 
 IDLE_SECONDS = 60.0
 _TICK_SECONDS = 0.5
+_MOST_BYTES = 1 << 16  # of a command's arguments; with more, the launcher does not ask
 
 
 def serve(policy: str, idle_seconds: float = IDLE_SECONDS) -> None:
     """Answer until there was no work for `idle_seconds`, or the socket was taken away or replaced by another's."""
     place = address(policy)
     decide = deciding(policy)
-    with socket.socket(socket.AF_UNIX) as listener:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         draft = f"{place}.{os.getpid()}"
         listener.bind(draft)
         listener.listen(128)
@@ -56,21 +69,45 @@ def _inode(path: str) -> int:
 
 
 def _answer(connection: socket.socket, decide: Decide) -> None:
-    descriptors: list[int] = []
-    with connection, contextlib.suppress(OSError):  # of the last word: the wrapper may be gone
+    """The wrapper hands over its channel. The launcher sends the compiler's arguments instead, and gets a channel."""
+    held: list[int] = []
+    with connection, contextlib.suppress(OSError):  # of the last word: who asked may be gone
         connection.settimeout(ACCEPT_SECONDS)
         try:
-            descriptors = socket.recv_fds(connection, 1, 3)[1]
-            inbound, outbound, ended = descriptors
-            connection.sendall(TAKEN)
-            host(inbound, outbound, decide, ended, SECONDS)
+            words, held, _, _ = socket.recv_fds(connection, _MOST_BYTES, 3)
+            if held:
+                inbound, outbound, ended = held
+                connection.send(TAKEN)
+                host(inbound, outbound, decide, ended, SECONDS)
+            elif understand([os.fsdecode(word) for word in words.split(b"\0")[:-1]]) is None:
+                connection.send(LEFT)
+                return
+            else:
+                _lend(connection, decide)
             words = DONE
         except (ChannelBroken, OSError, ValueError, KeyError) as error:
             words = str(error).encode()[:LONGEST]
         finally:
-            for descriptor in descriptors:
+            for descriptor in held:
                 os.close(descriptor)
-        connection.sendall(words)
+        connection.send(words)
+
+
+def _lend(connection: socket.socket, decide: Decide) -> None:
+    folder = new_folder()
+    try:
+        base = os.path.join(folder, "channel")
+        with Channel(folder, base, default=False) as channel:
+            connection.send(TAKEN + os.fsencode(base))
+            ended = socket.recv_fds(connection, 1, 1)[1]
+            if not ended:
+                raise ChannelBroken("the compiler was not started")
+            try:
+                host(*channel.descriptors, decide, ended[0], SECONDS)
+            finally:
+                os.close(ended[0])
+    finally:
+        remove_folder(folder)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Run as `python -m services.inlining.wrapper [--clang COMMAND] [--policy FOLDER] 
 stock does and as advised, side by side, and the smaller object stays; at a tie stock's. `--fast` compiles once, as
 advised. Whatever is not one compile for size of one source, and whatever goes wrong, is plain clang's; the reason is a
 line on standard error (FOURFOLD_QUIET=1 keeps even that away). What a compile does not need is imported where it is
-used, since a build starts this for every file.
+used, since a build starts this for every file. `--launcher FILE` makes a program that does `--fast` without Python.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import sys
 
 from services.inlining.channel import Channel, ChannelBroken
-from services.inlining.resident import host_resident, runtime_folder
+from services.inlining.resident import host_resident, new_folder, remove_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def main(given: Sequence[str]) -> int:
 
 
 def _compile(given: Sequence[str]) -> int:
-    options = {"--clang": "", "--policy": ""}
+    options = {"--clang": "", "--policy": "", "--launcher": ""}
     fast = os.environ.get("FOURFOLD_FAST") == "1"
     rest = list(given)
     while rest and rest[0] != "--" and rest[0].startswith("--"):
@@ -250,13 +250,16 @@ def _compile(given: Sequence[str]) -> int:
             break
     arguments = rest[1:] if rest[:1] == ["--"] else rest
     clang = find_clang(options["--clang"])
+    policy = policy_folder(options["--policy"])
+    if options["--launcher"]:
+        from services.inlining.launcher import build_launcher
+
+        return build_launcher(options["--launcher"], clang, policy)
     wanted = understand(arguments)
     if wanted is None:
         _become(clang, arguments)
-    policy = policy_folder(options["--policy"])
     try:
-        folder = os.path.join(runtime_folder(), os.urandom(8).hex())
-        os.mkdir(folder)
+        folder = new_folder()
     except OSError as error:
         _note(f"plain clang for {wanted.source}: {error}")
         _become(clang, arguments)
@@ -265,9 +268,7 @@ def _compile(given: Sequence[str]) -> int:
         compile_ = compile_fast if fast else compile_smaller
         return compile_(clang, wanted, lambda channel, ended: host_resident(policy, channel, ended), folder)
     finally:
-        for entry in os.listdir(folder):
-            os.unlink(os.path.join(folder, entry))
-        os.rmdir(folder)
+        remove_folder(folder)
 
 
 def _become(clang: Sequence[str], arguments: Sequence[str]) -> NoReturn:

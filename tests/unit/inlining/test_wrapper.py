@@ -101,7 +101,7 @@ def compiled_fast(build, policy, name, resident=True):
 def listening(runtime):
     """The resident's process, once it listens."""
     for _ in range(300):
-        with socket.socket(socket.AF_UNIX) as connection:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             for place in runtime.iterdir():
                 if "." not in place.name and place.is_socket():
                     with contextlib.suppress(ConnectionRefusedError):  # of a dead one
@@ -239,6 +239,7 @@ def test_a_wrapper_that_is_ended_ends_its_compilers_and_leaves_nothing(build, po
     wrapper = subprocess.Popen([*command, "--fast", "--", "-Oz", "-c", "a.c"], stdout=subprocess.PIPE, env=environment)
     assert wrapper.stdout is not None
     compiler = psutil.Process(int(wrapper.stdout.readline()))
+    time.sleep(1)  # the wrapper, too, has gone on
     wrapper.terminate()
     assert wrapper.wait(20) == 143
     wrapper.stdout.close()
