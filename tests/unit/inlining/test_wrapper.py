@@ -16,12 +16,14 @@ import psutil
 import pytest
 import ziglang
 
+from services.inlining.channel import host
 from services.inlining.engine import TARGET
+from services.inlining.features import FEATURES, WIDTH
 from services.inlining.project import main as project
 from services.inlining.project import report
 from services.inlining.sizes import text_total
 from services.inlining.source import SYSTEM
-from services.inlining.wrapper import SIZE_LEVELS, understand
+from services.inlining.wrapper import SIZE_LEVELS, advised, understand
 from tests.unit.inlining.making import PROGRAMS, policy_bundle
 
 ZIG = f"{Path(ziglang.__file__).parent / 'zig'} clang --target={TARGET} {' '.join(SYSTEM)}"
@@ -89,6 +91,21 @@ def test_fast_compiles_once_as_the_policy_says(build, policies, clang):
     done = fourfold_clang(build, policies["bad"], clang, "-Oz", "-c", "parser.c", options=["--fast"])
     assert (done.returncode, done.stderr) == (0, "")
     assert (build / "parser.o").read_bytes() != (build / "stock.o").read_bytes()
+
+
+@pytest.mark.parametrize("clang", CLANGS)
+def test_the_policy_sees_the_features_as_they_are(build, policies, clang):
+    seen = []
+
+    def answer(channel, ended):
+        inbound, outbound = channel.descriptors
+        seen.append(host(inbound, outbound, lambda _: 0, ended, 60)[0])
+
+    (build / "run").mkdir()
+    arguments = ["-Oz", "-c", str(build / "parser.c"), "-o", str(build / "parser.o")]
+    assert advised(clang.split(), arguments, answer, str(build / "run"), quiet=True) == 0
+    assert seen[0].shape[1] == WIDTH
+    assert seen[0][:, FEATURES.index("callee_basic_block_count")].max() > 1  # not stock's decision
 
 
 def compiled_fast(build, policy, name, resident=True):
