@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from importlib import import_module
 
 
 def main() -> None:
@@ -11,7 +11,8 @@ def main() -> None:
     if sys.argv[1:2] == ["clang"] and sys.argv[2:3] != ["--help"]:
         if not sys.flags.safe_path:
             del sys.path[0]  # a folder of the build's that has our packages' name is not ours
-        sys.exit(import_module("services.inlining.wrapper").main(sys.argv[2:]))
+        # By name, since the client stands alone; and not out through Python's own end, where nothing is left to do.
+        os._exit(__import__("services.inlining.wrapper", fromlist=["main"]).main(sys.argv[2:]))
     from fourfold.cli import main as command
 
     command()

@@ -70,7 +70,10 @@ def tune(
 
 
 def clang() -> None:
-    """Run clang with advised inlining: fourfold clang [--clang COMMAND] [--policy FOLDER] [--fast] -- -Oz -c a.c"""
+    """Run clang with advised inlining: fourfold clang [--clang COMMAND] [--policy FOLDER] [--fast] -- -Oz -c a.c
+
+    With --launcher FILE instead of `--` and what follows: make a program that does so without Python's start.
+    """
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -3,25 +3,21 @@
 The compiler writes BASE.out: a JSON line that describes the features, then for each call site a JSON line
 `{"observation": N}`, the features as int64 and a newline. It reads BASE.in: an int64, 1 to inline.
 
-Shapes: S call sites seen, F features with stock's own decision last (WIDTH + 1).
+Shapes: S call sites seen, F features: WIDTH, and stock's own decision last where it was asked for. What only the host
+needs is imported in it: a build makes a channel for every file, and another process hosts it.
 """
 
 from __future__ import annotations
 
 import os
-import select
-import time
-from collections.abc import Callable
-from pathlib import Path
-
-from services.inlining.features import DEFAULT, FEATURES, WIDTH
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # NumPy is loaded once the compiler runs: in the wrapper that takes no time then
+if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Decide = Callable[["NDArray[np.int64]"], int]
+    from services.inlining.features import Decide
+
 _REPLIES = (bytes(8), (1).to_bytes(8, "little"))
 _READ = 1 << 16
 
@@ -31,15 +27,16 @@ class ChannelBroken(Exception):
 
 
 class Channel:
-    """The two FIFOs in `folder`, which the compiler finds as `base`; use it with `with`."""
+    """The two FIFOs in `folder`, which the compiler finds as `base`; use it with `with`.
 
-    def __init__(self, folder: Path, base: str = "channel") -> None:
-        self.options = (
-            "-enable-ml-inliner=release",
-            f"-inliner-interactive-channel-base={base}",
-            "-inliner-interactive-include-default",
-        )
-        inbound, outbound = folder / "channel.in", folder / "channel.out"
+    `default` asks for stock's own decision too, for which the compiler analyses every call site once more. Clang 19
+    then writes it over `callee_basic_block_count`, and 0 in its own place; 22 does not.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], base: str = "channel", *, default: bool = True) -> None:
+        options = ("-enable-ml-inliner=release", f"-inliner-interactive-channel-base={base}")
+        self.options = (*options, "-inliner-interactive-include-default") if default else options
+        inbound, outbound = os.path.join(folder, "channel.in"), os.path.join(folder, "channel.out")
         os.mkfifo(inbound, 0o600)
         os.mkfifo(outbound, 0o600)
         # Neither end waits for the other: held for both directions, and not blocking. The plain way, writing end first,
@@ -64,7 +61,12 @@ def host(
 
     `ended` is a file descriptor that becomes readable when the compiler is gone.
     """
+    import select
+    import time
+
     import numpy as np
+
+    from services.inlining.features import WIDTH
 
     poller = select.poll()
     poller.register(outbound, select.POLLIN)
@@ -73,18 +75,20 @@ def host(
     rows: list[bytes] = []
     decided = bytearray()
     columns: NDArray[np.intp] | None = None
-    held, size, over = b"", 8 * (WIDTH + 1), False
+    width, size = WIDTH + 1, 8 * (WIDTH + 1)
+    held, over, hung_up = b"", False, False
     while True:
         events = poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
         if not events:
             raise ChannelBroken("The compiler did not go on in time.")
-        over = over or any(descriptor == ended for descriptor, _ in events)
+        for descriptor, event in events:
+            over, hung_up = over or descriptor == ended, hung_up or event & select.POLLHUP != 0
         try:
             more = os.read(outbound, _READ)
         except BlockingIOError:
             more = b""
         if not more:
-            if over or any(event & select.POLLHUP for _, event in events):
+            if over or hung_up:
                 break
             continue
         held = held + more if held else more
@@ -104,23 +108,26 @@ def host(
                 os.write(inbound, _REPLIES[answer])
                 continue
             if held.startswith(b'{"features"'):
-                columns, size = _layout(held[:end])
+                columns, width, size = _layout(held[:end])
             held = held[end + 1 :]
         if len(held) > 2 * _READ:
             raise ChannelBroken("The compiler's stream cannot be read.")
-    features = np.frombuffer(b"".join(rows), np.int64).reshape(len(rows), WIDTH + 1)
+    features = np.frombuffer(b"".join(rows), np.int64).reshape(len(rows), width)
     return features, np.frombuffer(bytes(decided), np.int8)
 
 
-def _layout(header: bytes) -> tuple[NDArray[np.intp] | None, int]:
-    """Where our features are in a row of the stream (None: as ours are), and a row's bytes."""
+def _layout(header: bytes) -> tuple[NDArray[np.intp] | None, int, int]:
+    """Where our features are in a row of the stream (None: as ours are), how many, and the bytes of a row."""
     import json
 
     import numpy as np
 
+    from services.inlining.features import DEFAULT, FEATURES
+
     try:
         names = [item["name"] for item in json.loads(header)["features"]]
-        columns = [names.index(name) for name in (*FEATURES, DEFAULT)]
+        columns = [names.index(name) for name in (*FEATURES, DEFAULT) if name != DEFAULT or DEFAULT in names]
     except (ValueError, KeyError, TypeError):
         raise ChannelBroken("This compiler's features are not those that are known.") from None
-    return None if columns == list(range(len(names))) else np.array(columns), 8 * len(names)
+    same = columns == list(range(len(names)))
+    return None if same else np.array(columns), len(columns), 8 * len(names)

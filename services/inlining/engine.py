@@ -20,9 +20,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from services.inlining.channel import Channel, ChannelBroken, Decide
+from services.inlining.channel import Channel, ChannelBroken
 from services.inlining.channel import host as host_channel
-from services.inlining.features import STOCK, WIDTH
+from services.inlining.features import STOCK, WIDTH, Decide
 from services.inlining.replay import Decision, Places, decisions_from_remarks, replay_options
 from services.inlining.sandbox import SANDBOX, CompilerCrashed, CompilerRefused, LimitExceeded, Limits, Output
 from services.inlining.sizes import text_sizes

@@ -1,7 +1,15 @@
-"""What LLVM tells about a call site: the features of its inlining channel, their names and their order."""
+"""What LLVM tells about a call site, its channel's features by name and in order; and what answers it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Decide = Callable[["NDArray[np.int64]"], int]  # (F,) → 1 to inline
 # As LLVM 19 to 22 name them, all int64: the cost model's counts, then facts about caller, callee and module.
 FEATURES: tuple[str, ...] = (
     *("sroa_savings", "sroa_losses", "load_elimination", "call_penalty", "call_argument_setup"),

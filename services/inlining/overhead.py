@@ -17,14 +17,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from services.inlining.launcher import build_launcher
 from services.inlining.policy import load_policy
 from services.inlining.resident import address
 from services.inlining.wrapper import find_clang, policy_folder
 
-HOST = [sys.executable, "-P", "-m", "fourfold", "clang"]
+COMMAND = Path(sys.executable).with_name("fourfold")  # what a build starts
+HOST = [str(COMMAND)] if COMMAND.exists() else [sys.executable, "-P", "-m", "fourfold"]
 
 
-def cpu_seconds(command: Sequence[str], folder: str, policy: Path) -> float:
+def cpu_seconds(command: Sequence[str], folder: str, policy: str) -> float:
     """Of a command and its children, and of the resident policy meanwhile."""
     before, resident = os.times(), resident_seconds(policy)
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
@@ -33,20 +35,20 @@ def cpu_seconds(command: Sequence[str], folder: str, policy: Path) -> float:
     return ours + max(0.0, resident_seconds(policy) - resident)
 
 
-def resident_seconds(policy: Path) -> float:
-    """CPU time of the process that listens on the policy's socket and of its children that ended; 0 without one."""
-    with socket.socket(socket.AF_UNIX) as connection:
+def resident_seconds(policy: str) -> float:
+    """CPU time of the process that listens on the policy's socket; 0 without one."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         try:
-            connection.connect(str(address(policy)))
+            connection.connect(address(policy))
         except OSError:
             return 0.0
         pid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-    times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
-    return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(~pid << 3 | 2)  # of all its threads; /proc counts in hundredths of a second
 
 
 def main(given: Sequence[str]) -> None:
-    """Print a row a file: plain clang, `--fast`, and the checked compile, as ratios of CPU time."""
+    """Print a row a file, and one of their sums, which is a build: plain clang, the launcher, `--fast`, and the checked
+    compile, as ratios of CPU time."""
     parser = argparse.ArgumentParser(prog="services.inlining.overhead")
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--clang", default="")
@@ -54,23 +56,35 @@ def main(given: Sequence[str]) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--flags", default="", help="further flags for every file, separated by blanks")
     asked = parser.parse_args(given)
-    clang, policy = find_clang(asked.clang), str(policy_folder(asked.policy))
+    clang, policy = find_clang(asked.clang), policy_folder(asked.policy)
     decider = load_policy(Path(policy))
     row = decider.quantiles_FQ[:, decider.quantiles_FQ.shape[1] // 2].copy()
     started = time.process_time()
     for _ in range(20_000):
         decider.decide(row)
     print(f"a decision: {(time.process_time() - started) / 20_000 * 1e6:.1f} µs of CPU")
-    print(f"{'file':<20}{'clang, CPU-s':>14}{'fast':>8}{'checked':>9}   (ratios to clang, medians of {asked.repeats})")
+    print(f"{'file':<20}{'clang, CPU-s':>14}{'launcher':>10}{'fast':>8}{'checked':>9}", end="")
+    print(f"   (ratios to clang, medians of {asked.repeats})")
+    totals = [0.0, 0.0, 0.0, 0.0]
     with tempfile.TemporaryDirectory() as folder:
+        launcher = str(Path(folder, "launcher"))
+        build_launcher(launcher, clang, policy)
         for file in asked.files:
             arguments = ["-Oz", *asked.flags.split(), "-c", str(file.resolve()), "-o", "a.o"]
-            ours = [*HOST, "--clang", " ".join(clang), "--policy", policy]
-            commands = ([*clang, *arguments], [*ours, "--fast", "--", *arguments], [*ours, "--", *arguments])
-            # In turn, so that a busier minute meets all three.
-            times = [[cpu_seconds(command, folder, Path(policy)) for command in commands] for _ in range(asked.repeats)]
-            plain, fast, checked = (statistics.median(column) for column in zip(*times, strict=True))
-            print(f"{file.name:<20}{plain:>14.2f}{fast / plain:>8.2f}{checked / plain:>9.2f}")
+            ours = [*HOST, "clang", "--clang", " ".join(clang), "--policy", policy]
+            fast, checked = [*ours, "--fast", "--", *arguments], [*ours, "--", *arguments]
+            commands = ([*clang, *arguments], [launcher, *arguments], fast, checked)
+            # In turn, so that a busier minute meets all of them.
+            times = [[cpu_seconds(command, folder, policy) for command in commands] for _ in range(asked.repeats)]
+            medians = [statistics.median(column) for column in zip(*times, strict=True)]
+            totals = [total + median for total, median in zip(totals, medians, strict=True)]
+            _show(file.name, *medians)
+    _show("all of them", *totals)
+
+
+def _show(name: str, plain: float, launcher: float, fast: float, checked: float) -> None:
+    ratios = f"{launcher / plain:>10.2f}{fast / plain:>8.2f}{checked / plain:>9.2f}"
+    print(f"{name:<20}{plain:>14.2f}{ratios}", flush=True)
 
 
 if __name__ == "__main__":

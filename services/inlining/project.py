@@ -18,12 +18,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from services.inlining.resident import hosting
 from services.inlining.sizes import text_sizes
-from services.inlining.wrapper import Fallback, Host, advised, find_clang, policy_folder, understand
+from services.inlining.wrapper import Fallback, advised, find_clang, policy_folder, understand
 
+if TYPE_CHECKING:
+    from services.inlining.wrapper import Host
+
+_IN_FOLDER = ("sh", "-c", 'cd "$1" && shift && exec "$@"', "sh")  # a folder and a command follow
 MOST_ROWS = 40  # of functions in the report: a comment has 65,536 characters
 
 
@@ -51,13 +55,13 @@ def measure(entry: dict[str, Any], clang: Sequence[str] | None, host: Host) -> U
     try:
         stock, better = folder / "stock.o", folder / "advised.o"
         where = str(entry.get("directory") or ".")
-        compiler = list(clang) if clang is not None else _compiler(command[0])
+        compiler = [*_IN_FOLDER, where, *(clang if clang is not None else _compiler(command[0]))]
         plain = [*compiler, *wanted.beside(str(stock))]
-        done = subprocess.run(plain, cwd=where, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(plain, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             return Unit(source, reason=_last(done.stderr) or "it does not compile")
         before, functions = text_sizes(stock.read_bytes())
-        status = advised(compiler, wanted.beside(str(better)), host, folder, True, where)
+        status = advised(compiler, wanted.beside(str(better)), host, str(folder), quiet=True)
         if status != 0:
             return Unit(source, before, before, reason=f"the advised compile ended with {status}")
         after, changed = text_sizes(better.read_bytes())

@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.inlining.aims import SIZE, Aim
-from services.inlining.channel import Decide
 from services.inlining.datasets import Unit
 from services.inlining.engine import Compiled, compile_module
-from services.inlining.features import STOCK, WIDTH
+from services.inlining.features import STOCK, WIDTH, Decide
 from services.inlining.policy import Policy
 from services.inlining.sandbox import CompilerCrashed, CompilerRefused, LimitExceeded
 

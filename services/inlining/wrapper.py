@@ -4,25 +4,29 @@ Run as `python -m services.inlining.wrapper [--clang COMMAND] [--policy FOLDER] 
 stock does and as advised, side by side, and the smaller object stays; at a tie stock's. `--fast` compiles once, as
 advised. Whatever is not one compile for size of one source, and whatever goes wrong, is plain clang's; the reason is a
 line on standard error (FOURFOLD_QUIET=1 keeps even that away). What a compile does not need is imported where it is
-used, since a build starts this for every file.
+used, since a build starts this for every file. `--launcher FILE` makes a program that does `--fast` without Python.
 """
 
 from __future__ import annotations
 
+# Not `signal`, which brings `enum` along: 3 ms for every file.
+import _signal  # pyright: ignore[reportMissingImports]
 import os
-import signal
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from services.inlining.channel import Channel, ChannelBroken
-from services.inlining.resident import host_resident, runtime_folder
+from services.inlining.resident import host_resident, new_folder, remove_folder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import NoReturn
+
+    Host = Callable[[Channel, int], None]  # answers on the channel until the compiler of the pidfd has ended
 
 NAMES = ("clang-22", "clang-21", "clang-20", "clang-19", "clang")
 SOURCES = {".c", ".cc", ".cpp", ".cxx", ".C", ".m", ".i", ".ii", ".bc", ".ll"}
 SIZE_LEVELS = {"-Oz", "-Os"}
-Host = Callable[[Channel, int], None]  # answers on the channel until the compiler of the pidfd has ended
 # Compiles that make no object, or more than one file of it.
 _OTHER = {"-E", "-S", "-M", "-MM", "-fsyntax-only", "-emit-llvm", "-gsplit-dwarf", "--coverage", "-", "--analyze"}
 # Of the advised compile beside stock's: what would write the same files a second time.
@@ -30,6 +34,7 @@ _DROPPED = {"-MD", "-MMD", "-MP", "-MG"}
 _DROPPED_WITH_VALUE = {"-MF", "-MT", "-MQ", "-MJ"}
 _DROPPED_STARTS = ("-MF", "-MT", "-MQ", "-MJ", "-Wp,-M", "-o")  # with the value in the same word
 _WITH_VALUE = {"-o", "-x", "-I", "-D", "-U", "-include", "-isystem", "-Xclang", "-mllvm", "-arch", "-target", "-iquote"}
+_SIGPIPE, _SIGTERM, _SIGXFSZ = 13, 15, 25  # of Linux; Python ignores the first and the last, and clang must not
 
 
 class Fallback(Exception):
@@ -78,99 +83,109 @@ def understand(arguments: Sequence[str]) -> Compile | None:
             output = arguments[index]
         elif argument.startswith("-o"):
             output = argument[2:]
-        elif not argument.startswith("-") and Path(argument).suffix in SOURCES:
+        elif not argument.startswith("-") and os.path.splitext(argument)[1] in SOURCES:
             sources.append(argument)
         if argument in _WITH_VALUE or argument in _DROPPED_WITH_VALUE:
             index += 1
     if not compiles or level not in SIZE_LEVELS or len(sources) != 1:
         return None
-    return Compile(sources[0], output or f"{Path(sources[0]).stem}.o", list(arguments))
+    return Compile(sources[0], output or os.path.splitext(os.path.basename(sources[0]))[0] + ".o", list(arguments))
 
 
 def find_clang(given: str | None) -> list[str]:
     """The user's clang as a command: given, in FOURFOLD_CLANG, or the newest on the path; raises Fallback."""
     asked = given or os.environ.get("FOURFOLD_CLANG")
+    if asked and not any(letter in asked for letter in " \t\n'\"\\"):
+        return [asked]
     if asked:
         import shlex
 
         return shlex.split(asked)
-    import shutil
-
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     for name in NAMES:
-        found = shutil.which(name)
-        if found is not None:
-            return [found]
+        for folder in folders:
+            found = os.path.join(folder, name)
+            if os.path.isfile(found) and os.access(found, os.X_OK):
+                return [found]
     raise Fallback("there is no clang on the path; name one in FOURFOLD_CLANG")
 
 
-def policy_folder(given: str | None) -> Path:
+def policy_folder(given: str | None) -> str:
     """Given, in FOURFOLD_POLICY, or the policy that comes with the package."""
-    asked = given or os.environ.get("FOURFOLD_POLICY")
-    return Path(asked) if asked else Path(__file__).with_name("pretrained")
+    return given or os.environ.get("FOURFOLD_POLICY") or os.path.join(os.path.dirname(__file__), "pretrained")
 
 
-def advised(
-    clang: Sequence[str], arguments: Sequence[str], host: Host, folder: Path, quiet: bool, where: str | None = None
-) -> int:
-    """Compile with every decision the policy's: clang's exit status; Fallback where it spoke no channel we know."""
-    with Channel(folder, str(folder / "channel")) as channel:
-        options = [part for option in channel.options for part in ("-mllvm", option)]
-        process = subprocess.Popen(
-            [*clang, *arguments, *options],
-            cwd=where,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL if quiet else None,
-            stderr=subprocess.DEVNULL if quiet else None,
+class Running:
+    """A compiler that runs; use it with `with`: left before it has ended, it is killed. `quiet`: it says nothing."""
+
+    def __init__(self, command: list[str], quiet: bool = False) -> None:
+        actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+        if quiet:
+            actions += [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_WRONLY, 0) for number in (1, 2)]
+        self._code: int | None = None
+        self.pid = os.posix_spawnp(
+            command[0], command, os.environ, file_actions=actions, setsigdef=(_SIGPIPE, _SIGXFSZ)
         )
-        try:
-            watch = os.pidfd_open(process.pid)
-            try:
-                host(channel, watch)
-                return process.wait()
-            finally:
-                os.close(watch)
-        except (ChannelBroken, OSError, ValueError, KeyError) as error:
-            raise Fallback(f"the policy cannot be asked ({error})") from None
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+
+    def wait(self) -> int:
+        """Its exit status; of a signal 128 more, as a shell has it."""
+        if self._code is None:
+            code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            self._code = code if code >= 0 else 128 - code
+        return self._code
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._code is None:
+            os.kill(self.pid, 9)
+            self.wait()
 
 
-def compile_smaller(clang: Sequence[str], wanted: Compile, host: Host, folder: Path) -> int:
-    """Stock and advised side by side; the smaller object is left. Stock's words and exit status are the answer."""
-    target = Path(wanted.output)
-    stock = subprocess.Popen([*clang, *wanted.arguments], stdin=subprocess.DEVNULL)
+def advised(clang: Sequence[str], arguments: Sequence[str], host: Host, folder: str, quiet: bool) -> int:
+    """Compile with every decision the policy's: clang's exit status; Fallback where it spoke no channel we know."""
     try:
-        smaller = folder / "object.o"
+        with Channel(folder, os.path.join(folder, "channel"), default=False) as channel:
+            options = [part for option in channel.options for part in ("-mllvm", option)]
+            with Running([*clang, *arguments, *options], quiet) as compiler:
+                watch = os.pidfd_open(compiler.pid)
+                try:
+                    host(channel, watch)
+                    return compiler.wait()
+                finally:
+                    os.close(watch)
+    except (ChannelBroken, OSError, ValueError, KeyError, ImportError) as error:
+        raise Fallback(f"the policy cannot be asked ({error})") from None
+
+
+def compile_smaller(clang: Sequence[str], wanted: Compile, host: Host, folder: str) -> int:
+    """Stock and advised side by side; the smaller object is left. Stock's words and exit status are the answer."""
+    with Running([*clang, *wanted.arguments]) as stock:
+        smaller = os.path.join(folder, "object.o")
         trouble = None
         try:
-            status = advised(clang, wanted.beside(str(smaller)), host, folder, quiet=True)
+            status = advised(clang, wanted.beside(smaller), host, folder, quiet=True)
             if status != 0:
                 trouble = f"the advised compile ended with {status}"
         except Fallback as error:
             trouble = str(error)
         code = stock.wait()
-        if code == 0 and trouble is None and text_of(smaller) < text_of(target):
-            import shutil
-
-            # Into its folder first: the replacement is then one step, and the mode is clang's own.
-            draft = target.with_name(f".{target.name}.{os.getpid()}")
-            shutil.copyfile(smaller, draft)
-            shutil.copymode(target, draft)
-            draft.replace(target)
-        if code == 0 and trouble is not None:
+        if code != 0:
+            return code
+        if trouble is not None:
             _note(f"plain clang for {wanted.source}: {trouble}")
+            return code
+        try:
+            better, known = _read(smaller), _read(wanted.output)
+            if better != known and _text_of(better) < _text_of(known):
+                _replace(wanted.output, better)
+        except (ValueError, OSError):
+            pass  # an object of another form than ELF, or no file: it stays stock's
         return code
-    except ValueError:
-        return stock.wait()  # an object of another form than ELF: it stays stock's
-    finally:
-        if stock.poll() is None:
-            stock.kill()
-            stock.wait()
 
 
-def compile_fast(clang: Sequence[str], wanted: Compile, host: Host, folder: Path) -> int:
+def compile_fast(clang: Sequence[str], wanted: Compile, host: Host, folder: str) -> int:
     """Once, as advised; plain clang again where that fails."""
     try:
         status = advised(clang, wanted.arguments, host, folder, quiet=False)
@@ -180,14 +195,28 @@ def compile_fast(clang: Sequence[str], wanted: Compile, host: Host, folder: Path
     except Fallback as error:
         reason = str(error)
     _note(f"plain clang for {wanted.source}: {reason}")
-    return subprocess.call([*clang, *wanted.arguments])
+    with Running([*clang, *wanted.arguments]) as compiler:
+        return compiler.wait()
 
 
-def text_of(path: Path) -> int:
-    """Bytes of machine code of an ELF object; raises ValueError for another file."""
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _text_of(code: bytes) -> int:
     from services.inlining.sizes import text_total
 
-    return text_total(path.read_bytes())
+    return text_total(code)
+
+
+def _replace(path: str, code: bytes) -> None:
+    # Beside it first: the replacement is then one step, and the mode is clang's own.
+    draft = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}")
+    with open(draft, "wb") as file:
+        file.write(code)
+    os.chmod(draft, os.stat(path).st_mode & 0o7777)
+    os.replace(draft, path)
 
 
 def _note(words: str) -> None:
@@ -197,7 +226,17 @@ def _note(words: str) -> None:
 
 def main(given: Sequence[str]) -> int:
     """Exit status of the compile."""
-    options = {"--clang": "", "--policy": ""}
+    try:
+        return _compile(given)
+    except (Fallback, OSError) as error:  # not even plain clang could be started
+        print(f"fourfold: {error}", file=sys.stderr)
+        return 127
+    except KeyboardInterrupt:
+        return 130
+
+
+def _compile(given: Sequence[str]) -> int:
+    options = {"--clang": "", "--policy": "", "--launcher": ""}
     fast = os.environ.get("FOURFOLD_FAST") == "1"
     rest = list(given)
     while rest and rest[0] != "--" and rest[0].startswith("--"):
@@ -210,30 +249,33 @@ def main(given: Sequence[str]) -> int:
             rest.insert(0, name)
             break
     arguments = rest[1:] if rest[:1] == ["--"] else rest
-    try:
-        clang = find_clang(options["--clang"])
-    except Fallback as error:
-        print(f"fourfold: {error}", file=sys.stderr)
-        return 127
+    clang = find_clang(options["--clang"])
+    policy = policy_folder(options["--policy"])
+    if options["--launcher"]:
+        from services.inlining.launcher import build_launcher
+
+        return build_launcher(options["--launcher"], clang, policy)
     wanted = understand(arguments)
     if wanted is None:
-        os.execvp(clang[0], [*clang, *arguments])
-    policy = policy_folder(options["--policy"])
+        _become(clang, arguments)
     try:
-        folder = runtime_folder() / os.urandom(8).hex()
-        folder.mkdir()
+        folder = new_folder()
     except OSError as error:
         _note(f"plain clang for {wanted.source}: {error}")
-        os.execvp(clang[0], [*clang, *arguments])
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        _become(clang, arguments)
+    _signal.signal(_SIGTERM, lambda *_: sys.exit(143))
     try:
         compile_ = compile_fast if fast else compile_smaller
         return compile_(clang, wanted, lambda channel, ended: host_resident(policy, channel, ended), folder)
     finally:
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+        remove_folder(folder)
+
+
+def _become(clang: Sequence[str], arguments: Sequence[str]) -> NoReturn:
+    for number in (_SIGPIPE, _SIGXFSZ):
+        _signal.signal(number, _signal.SIG_DFL)
+    os.execvp(clang[0], [*clang, *arguments])
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    os._exit(main(sys.argv[1:]))  # there is nothing to tear down, which would take 2 ms

@@ -51,10 +51,13 @@ def test_numpy_torch_and_onnx_agree(tmp_path):
     np.testing.assert_allclose([sure for _, sure in single], np.maximum(by_torch, 1 - by_torch), atol=1e-5)
 
 
-def test_extreme_features_give_probabilities():
+def test_extreme_features_are_in_the_outermost_buckets_and_nobody_elses():
     policy = numpy_policy(a_net())
-    for value in (np.iinfo(np.int64).min, -1, 0, np.iinfo(np.int64).max):
-        assert 0.5 <= policy.decide(np.full(WIDTH, value))[1] <= 1
+    extremes = np.array([np.iinfo(np.int64).min, -(1 << 60), -1, 0, 1 << 60, np.iinfo(np.int64).max])
+    rows = np.random.default_rng(0).choice(extremes, (200, WIDTH))
+    rows[: len(extremes)] = extremes[:, None]
+    single = [policy.probability(row) for row in rows]
+    np.testing.assert_allclose(single, policy.probabilities(rows), atol=1e-6)
 
 
 def test_a_decision_takes_little_cpu():

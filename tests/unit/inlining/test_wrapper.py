@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -15,12 +16,14 @@ import psutil
 import pytest
 import ziglang
 
+from services.inlining.channel import host
 from services.inlining.engine import TARGET
+from services.inlining.features import FEATURES, WIDTH
 from services.inlining.project import main as project
 from services.inlining.project import report
 from services.inlining.sizes import text_total
 from services.inlining.source import SYSTEM
-from services.inlining.wrapper import SIZE_LEVELS, understand
+from services.inlining.wrapper import SIZE_LEVELS, advised, understand
 from tests.unit.inlining.making import PROGRAMS, policy_bundle
 
 ZIG = f"{Path(ziglang.__file__).parent / 'zig'} clang --target={TARGET} {' '.join(SYSTEM)}"
@@ -90,6 +93,21 @@ def test_fast_compiles_once_as_the_policy_says(build, policies, clang):
     assert (build / "parser.o").read_bytes() != (build / "stock.o").read_bytes()
 
 
+@pytest.mark.parametrize("clang", CLANGS)
+def test_the_policy_sees_the_features_as_they_are(build, policies, clang):
+    seen = []
+
+    def answer(channel, ended):
+        inbound, outbound = channel.descriptors
+        seen.append(host(inbound, outbound, lambda _: 0, ended, 60)[0])
+
+    (build / "run").mkdir()
+    arguments = ["-Oz", "-c", str(build / "parser.c"), "-o", str(build / "parser.o")]
+    assert advised(clang.split(), arguments, answer, str(build / "run"), quiet=True) == 0
+    assert seen[0].shape[1] == WIDTH
+    assert seen[0][:, FEATURES.index("callee_basic_block_count")].max() > 1  # not stock's decision
+
+
 def compiled_fast(build, policy, name, resident=True):
     arguments = ["-Oz", "-c", f"{name}.c", "-o", f"{name}.o"]
     done = fourfold_clang(build, policy, ZIG, *arguments, options=["--fast"], resident=resident)
@@ -100,7 +118,7 @@ def compiled_fast(build, policy, name, resident=True):
 def listening(runtime):
     """The resident's process, once it listens."""
     for _ in range(300):
-        with socket.socket(socket.AF_UNIX) as connection:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
             for place in runtime.iterdir():
                 if "." not in place.name and place.is_socket():
                     with contextlib.suppress(ConnectionRefusedError):  # of a dead one
@@ -112,8 +130,8 @@ def listening(runtime):
 
 
 def answers(resident):
-    """Grows with every child that has answered: the pages that those touched."""
-    return int(Path(f"/proc/{resident.pid}/stat").read_text().rpartition(")")[2].split()[8])
+    """Grows with every decision: what it has written."""
+    return resident.io_counters().write_count
 
 
 def test_the_resident_policy_decides_as_the_wrapper_does(build, policies, runtime):
@@ -192,7 +210,58 @@ def test_what_is_no_compile_for_size_is_clangs(build, policies):
     done = fourfold_clang(build, policies["good"], ZIG, "-O2", "-c", "queue.c", "-o", "queue.o")
     plain(build, ZIG, "-O2", "-c", "queue.c", "-o", "stock.o")
     assert (build / "queue.o").read_bytes() == (build / "stock.o").read_bytes()
-    assert fourfold_clang(build, policies["good"], "/nowhere/clang", "--version").returncode != 0
+    for arguments in (["--version"], ["-Oz", "-c", "queue.c"]):
+        done = fourfold_clang(build, policies["good"], "/nowhere/clang", *arguments)
+        assert done.returncode == 127
+        assert done.stderr.splitlines()[-1].startswith("fourfold: [Errno 2]")
+
+
+def test_what_the_wrapper_loads_for_every_file_is_little():
+    loaded = "import sys, services.inlining.wrapper, services.inlining.sizes; print(*sys.modules)"
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", loaded], capture_output=True, text=True, check=True, cwd=root, env={}
+    )
+    large = {"collections", "dataclasses", "enum", "importlib", "pathlib", "re", "signal", "socket", "subprocess"}
+    assert not ({*large, "threading", "typing", "numpy"} & set(done.stdout.split()))
+
+
+@pytest.mark.parametrize("arguments", [["-c", "-Oz", "a.c"], ["-O2"]], ids=["advised", "left alone"])
+def test_clang_gets_the_signals_that_python_ignores_and_its_end_by_one_is_told(build, policies, runtime, arguments):
+    clang = build / "clang"
+    clang.write_text("#!/bin/sh\ngrep SigIgn /proc/$$/status\nkill -ABRT $$\n")
+    clang.chmod(0o755)
+    done = fourfold_clang(build, policies["good"], str(clang), *arguments)
+    ignored = int(done.stdout.split()[1], 16)
+    assert ignored & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1) == 0
+    assert done.returncode in (128 + signal.SIGABRT, -signal.SIGABRT)  # of a child, or as what became of the wrapper
+
+
+def test_a_wrapper_that_is_ended_ends_its_compilers_and_leaves_nothing(build, policies, runtime):
+    clang = build / "clang"
+    clang.write_text("#!/bin/sh\necho $$\nexec sleep 60\n")
+    clang.chmod(0o755)
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "fourfold",
+        "clang",
+        "--clang",
+        str(clang),
+        "--policy",
+        str(policies["good"]),
+    ]
+    environment = {**os.environ, "FOURFOLD_RESIDENT": "0"}
+    wrapper = subprocess.Popen([*command, "--fast", "--", "-Oz", "-c", "a.c"], stdout=subprocess.PIPE, env=environment)
+    assert wrapper.stdout is not None
+    compiler = psutil.Process(int(wrapper.stdout.readline()))
+    time.sleep(1)  # the wrapper, too, has gone on
+    wrapper.terminate()
+    assert wrapper.wait(20) == 143
+    wrapper.stdout.close()
+    assert not compiler.is_running()
+    assert list(runtime.iterdir()) == []
 
 
 @pytest.mark.parametrize(
