@@ -1,8 +1,8 @@
 /* fourfold-clang: `fourfold clang --fast` for every file of a build without Python's start, which costs a tenth of a
  * small file's compile. launcher.py writes CLANG and WRAPPER (lists of strings) and POLICY above this and compiles it.
  *
- * It sends the arguments to the resident policy (resident_process.py), which makes the channel and keeps it; here the compiler is started
- * and waited for. Without a resident policy the wrapper in Python takes over, which starts one. */
+ * It sends the arguments to the resident policy (resident_process.py), which makes the channel and keeps it; here the
+ * compiler is started and waited for. Without a resident policy the wrapper in Python takes over, which starts one. */
 
 #define _GNU_SOURCE
 #include <dirent.h>
