@@ -1,6 +1,7 @@
 """Measures the point-cloud models, each table by one command, and prints Markdown.
 
     python -m services.pointcloud.benchmark probe --data SET --out DIR      Chamfer, linear probe, floors; 3 seeds
+    python -m services.pointcloud.benchmark ceiling --data SET --out DIR    the same encoder when it is told the classes
     python -m services.pointcloud.benchmark decoders --data SET --out DIR   folding beside dense, equally trained
     python -m services.pointcloud.benchmark dispersion --out DIR            cube–sphere sets, 3 seeds, and a plot
     python -m services.pointcloud.benchmark step                            a training step beside the plain formulation
@@ -42,11 +43,19 @@ from services.pointcloud.evaluate import (
     nearest_shape_errors,
     reconstruction_errors,
 )
-from services.pointcloud.model import COVARIANCE_SCALE, Autoencoder, FoldingDecoder, GraphEncoder, parameters_in
+from services.pointcloud.model import (
+    CODEWORD,
+    COVARIANCE_SCALE,
+    Autoencoder,
+    DGCNNEncoder,
+    FoldingDecoder,
+    GraphEncoder,
+    parameters_in,
+)
 from services.pointcloud.plots import codeword_map
 from services.pointcloud.schemas import TrainConfig
 from services.pointcloud.surface import grid
-from services.pointcloud.train import fit, prepare
+from services.pointcloud.train import fit, learning_rate_share, prepare, seen
 from shared.jobs.config import read_config
 from shared.jobs.context import LocalContext
 
@@ -77,10 +86,7 @@ def probed(
     """Every figure of one seed."""
     torch.manual_seed(config.seed + 1000)
     chance = Autoencoder(config.encoder, "folding", config.source, config.resolution).eval()
-    known = shapes.label_S >= 0
-    parts = [np.flatnonzero(known & (split_S == part)) for part in range(3)]
-    drawing = np.random.default_rng(config.seed)
-    chosen = np.sort(np.concatenate([capped(shapes, part, config.family_cap, drawing) for part in parts]))
+    chosen, known = _probed_shapes(config, shapes, split_S)
     (mine, mine_layers), (random, random_layers) = encode(
         [model.encoder, chance.encoder], shapes, chosen.tolist(), PROBED_POINTS
     )
@@ -92,11 +98,10 @@ def probed(
         "random encoder: local layers": random_layers,
         "hand-made features": np.stack([hand_made(shapes.cloud(int(index))) for index in chosen]),
     }
-    label_S, part_S, families = shapes.label_S[chosen], split_S[chosen], [shapes.families[index] for index in chosen]
     figures: dict[str, Any] = {}
     for name, x_SD in inputs.items():
-        figures[f"{name}, SVM"] = _figures(linear_probe(x_SD, label_S, part_S, families))
-        figures[f"{name}, nearest"] = _figures(nearest_neighbour(x_SD, label_S, part_S, families))
+        figures[f"{name}, SVM"] = _figures(linear_probe(x_SD, *known))
+        figures[f"{name}, nearest"] = _figures(nearest_neighbour(x_SD, *known))
     test = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(split_S == 2))[:MEASURED])
     errors = reconstruction_errors(model, shapes, test.tolist(), config.points[1])
     # A training shape at hand for each family is enough of a memory to compare with.
@@ -105,8 +110,62 @@ def probed(
     low, high = family_bootstrap(lambda index: float(errors[index].mean()), [shapes.families[i] for i in test])
     figures["chamfer"] = {"value": float(errors.mean()), "low": low, "high": high, "n": len(errors)}
     figures["chamfer of nearest training shape"] = {"value": float(floor.mean()), "n": len(floor)}
-    codeword_map(mine, label_S, shapes.labels, out / "codewords.png")
+    codeword_map(mine, known[0], shapes.labels, out / "codewords.png")
     return figures
+
+
+def ceiling(data: Path, out: Path, values: Mapping[str, Any], seeds: Sequence[int] = SEEDS) -> str:
+    """The same encoder trained on the classes themselves, probed as in `probe`: what a codeword of this size that is
+    learnt without them can hope for on this split."""
+    rows: list[dict[str, Any]] = []
+    for seed in seeds:
+        config = read_config(TrainConfig, {**values, "seed": seed})
+        done = out / f"ceiling{seed}.json"
+        if not done.is_file():
+            shapes, split_S = prepare(config, data)
+            encoder = supervised(config, shapes, split_S)
+            chosen, known = _probed_shapes(config, shapes, split_S)
+            ((codes, _),) = encode([encoder], shapes, chosen.tolist(), PROBED_POINTS)
+            found = {"SVM": linear_probe(codes, *known), "nearest": nearest_neighbour(codes, *known)}
+            done.write_text(json.dumps({f"told the classes, {name}": _figures(each) for name, each in found.items()}))
+        rows.append(json.loads(done.read_text()))
+    return _table(rows)
+
+
+def supervised(config: TrainConfig, shapes: Shapes, split_S: NDArray[np.int64]) -> GraphEncoder | DGCNNEncoder:
+    """An encoder whose codewords a linear layer divides into the classes, by the configuration's steps."""
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    encoder = Autoencoder(config.encoder).encoder
+    head = torch.nn.Linear(CODEWORD, len(shapes.labels))
+    optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=config.learning_rate)
+    training = np.flatnonzero((split_S == 0) & (shapes.label_S >= 0))
+    for epoch in range(config.epochs):
+        random = np.random.default_rng([config.seed, epoch])
+        order = capped(shapes, training, config.family_cap, random)
+        steps = max(1, len(order) // config.batch_size)
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * learning_rate_share((epoch + step / steps) / config.epochs)
+            chosen = order[step * config.batch_size : (step + 1) * config.batch_size]
+            clouds = [seen(shapes.cloud(int(index)), 2 * config.points[0], config, random) for index in chosen]
+            logits_BC = head(F.relu(encoder(*batch_of(clouds))))
+            loss = F.cross_entropy(logits_BC, torch.from_numpy(shapes.label_S[chosen]))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        logging.info("%d/%d loss=%.3f", epoch + 1, config.epochs, loss.item())
+    return encoder.eval()
+
+
+def _probed_shapes(
+    config: TrainConfig, shapes: Shapes, split_S: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], NDArray[np.int64], list[str]]]:
+    """Which shapes are probed, no more than `family_cap` of a family; their labels, splits and families."""
+    drawing = np.random.default_rng(config.seed)
+    parts = [np.flatnonzero((shapes.label_S >= 0) & (split_S == part)) for part in range(3)]
+    chosen = np.sort(np.concatenate([capped(shapes, part, config.family_cap, drawing) for part in parts]))
+    return chosen, (shapes.label_S[chosen], split_S[chosen], [shapes.families[index] for index in chosen])
 
 
 def _figures(found: Classified) -> dict[str, Any]:
@@ -222,7 +281,7 @@ def plain_forward(model: Autoencoder, features: Tensor, neighbours: Tensor, sour
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("table", choices=("probe", "decoders", "dispersion", "step"))
+    parser.add_argument("table", choices=("probe", "ceiling", "decoders", "dispersion", "step"))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("measured"))
     parser.add_argument("--seeds", type=int, nargs="*", default=None)
@@ -236,6 +295,7 @@ def main() -> None:
     seeds = {} if given.seeds is None else {"seeds": given.seeds}
     tables: dict[str, Callable[[], str]] = {
         "probe": lambda: probe(given.data, given.out, values, **seeds),
+        "ceiling": lambda: ceiling(given.data, given.out, values, **seeds),
         "decoders": lambda: decoders(given.data, given.out, values, **seeds),
         "dispersion": lambda: cube_sphere.experiment(given.out, **seeds),
         "step": step,

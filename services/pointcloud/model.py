@@ -1,8 +1,8 @@
 """FoldingNet in torch: graph encoders with max-pooling, the folding decoder, and the dense decoder it is compared with.
 
 Shapes: B clouds, N points, K neighbours, C channels, D codeword, G points of the source surface, S its dimension.
-After Yang et al., FoldingNet (CVPR 2018), and Wang et al., DGCNN (2019); no batch norm anywhere. Layers that feed another
-layer begin as He et al. (2015) draw them; those whose output are points, as torch does.
+After Yang et al., FoldingNet (CVPR 2018), and Wang et al., DGCNN (2019); no batch norm anywhere. Layers that feed
+another layer begin as He et al. (2015) draw them; those whose outputs are points, as torch does.
 """
 
 from __future__ import annotations

@@ -105,6 +105,10 @@ def test_the_benchmarks_tables(tmp_path):
     assert "random encoder: codeword" in table
     assert (tmp_path / "probe" / "seed1" / "codewords.png").stat().st_size > 5000
     assert benchmark.probe(data, tmp_path / "probe", small, seeds=(0, 1)) == table
+    told = {**small, "epochs": 12, "learning_rate": 1e-3}
+    right = benchmark.ceiling(data, tmp_path, told, seeds=(0,)).splitlines()[2]
+    assert right.startswith("| told the classes, SVM | ")
+    assert float(right.split("|")[2].split()[0]) > 60  # of three classes
     table = benchmark.decoders(data, tmp_path / "decoders", small)
     assert "15,213,568" in table
 
