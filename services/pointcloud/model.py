@@ -126,7 +126,8 @@ class DGCNNEncoder(nn.Module):
         self.edges = nn.ModuleList(EdgeConv(a, b) for a, b in pairwise(widths))
         self.whole = nn.Linear(sum(widths[1:]), 1024)
         self.head = nn.Sequential(nn.LeakyReLU(0.2), nn.Linear(1024, 512), nn.LeakyReLU(0.2), nn.Linear(512, codeword))
-        he_initialised(self)
+        # Edge convolutions add two shares and lose little: drawn larger, codewords begin far too large.
+        he_initialised(self.whole, self.head[:-1])
 
     def forward(self, features_BN12: Tensor, neighbours_BNK: Tensor) -> Tensor:
         return self.head(self.pooled(features_BN12, neighbours_BNK))
