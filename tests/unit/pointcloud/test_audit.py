@@ -70,7 +70,7 @@ def test_the_weights_answer_as_the_served_graphs_do(made, which):
         code = network(features, neighbours)
         mine = code, network.autoencoder.decoder(code, network.autoencoder.source_GS), network.classifier(code)
     for one, other in zip(mine, answers(bundle, shape), strict=True):
-        np.testing.assert_allclose(one.numpy(), other, atol=1e-5)
+        np.testing.assert_allclose(one.numpy(), other, rtol=1e-5, atol=1e-5)
 
 
 def test_weights_recovered_from_the_graphs_are_the_trained_ones_to_the_bit(made):
@@ -112,9 +112,9 @@ def test_loss_outputs_and_features_are_those_of_the_training_and_the_serving(mad
     [batch] = subject.batches(examples, len(examples))
     code, _, probabilities = answers(made[0], examples.inputs[0][1])
     with torch.inference_mode():
-        np.testing.assert_allclose(subject.features(module, batch)[:1].numpy(), code, atol=1e-5)
+        np.testing.assert_allclose(subject.features(module, batch)[:1].numpy(), code, rtol=1e-5, atol=1e-5)
         logits = subject.outputs(module, batch)
-        np.testing.assert_allclose(logits.softmax(1)[:1].numpy(), probabilities, atol=1e-5)
+        np.testing.assert_allclose(logits.softmax(1)[:1].numpy(), probabilities, rtol=1e-5, atol=1e-5)
     found = Hessian(module, subject.loss, [batch])
     ones = torch.ones(found.size)
     # A network that is piecewise smooth: the product along a direction is the change of the gradient.

@@ -89,9 +89,9 @@ def test_onnx_gives_what_torch_gives_on_trained_weights(data, tmp_path, encoder,
             points = model.decoder(code, model.source_GS)
         given = {"features": features.numpy(), "neighbours": neighbours.numpy()}
         mine = served[0].infer(given)["codeword"]
-        np.testing.assert_allclose(mine, code.numpy(), atol=1e-5)
+        np.testing.assert_allclose(mine, code.numpy(), rtol=1e-5, atol=1e-5)
         folded = served[1].infer({"codeword": mine, "source": model.source_GS.detach().numpy()})["points"]
-        np.testing.assert_allclose(folded, points.numpy(), atol=1e-5)
+        np.testing.assert_allclose(folded, points.numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_training_lowers_the_loss_and_the_same_seed_gives_the_same(data, tmp_path):
