@@ -144,6 +144,7 @@ def supervised(config: TrainConfig, shapes: Shapes, split_S: NDArray[np.int64]) 
         random = np.random.default_rng([config.seed, epoch])
         order = capped(shapes, training, config.family_cap, random)
         steps = max(1, len(order) // config.batch_size)
+        losses: list[float] = []
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * learning_rate_share((epoch + step / steps) / config.epochs)
@@ -154,7 +155,8 @@ def supervised(config: TrainConfig, shapes: Shapes, split_S: NDArray[np.int64]) 
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-        logging.info("%d/%d loss=%.3f", epoch + 1, config.epochs, loss.item())
+            losses.append(loss.item())
+        logging.info("%d/%d loss=%.3f", epoch + 1, config.epochs, statistics.mean(losses))
     return encoder.eval()
 
 

@@ -69,9 +69,8 @@ def he_initialised(*modules: nn.Module) -> None:
     still until the weights have grown."""
     for layer in (layer for module in modules for layer in module.modules()):
         if isinstance(layer, nn.Linear):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+            for name, value in layer.named_parameters():
+                nn.init.kaiming_normal_(value, nonlinearity="relu") if name == "weight" else nn.init.zeros_(value)
 
 
 class GraphEncoder(nn.Module):

@@ -106,14 +106,15 @@ class AtlasDecoder(nn.Module):
         half, quarter = max(4, bottleneck // 2), max(4, bottleneck // 4)
         self.codes = nn.ModuleList(nn.Linear(bottleneck, bottleneck) for _ in range(PATCHES))
         self.squares = nn.ModuleList(nn.Linear(2, bottleneck, bias=False) for _ in range(PATCHES))
-        self.rest = nn.ModuleList(
+        rest = [
             nn.Sequential(
                 nn.ReLU(), nn.Linear(bottleneck, half), nn.ReLU(), nn.Linear(half, quarter), nn.ReLU(),
                 nn.Linear(quarter, 3), nn.Tanh(),
             )
             for _ in range(PATCHES)
-        )  # fmt: skip
-        he_initialised(self.codes, self.squares, *(rest[:-2] for rest in self.rest))
+        ]  # fmt: skip
+        self.rest = nn.ModuleList(rest)
+        he_initialised(self.codes, self.squares, *(layers[:-2] for layers in rest))
         self.register_buffer("lattice_M2", torch.from_numpy(surface.grid(round(math.sqrt(points / PATCHES)), 0.5)))
 
     def forward(self, code_BZ: Tensor) -> Tensor:
