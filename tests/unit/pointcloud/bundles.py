@@ -16,13 +16,10 @@ LABELS = ("ball", "box", "torus")
 
 
 def bundle(folder, *, seed=0, decoder: Any = "folding", only_autoencoder=False):
-    """Resolution 12; pictures of 32 pixels. Weights are scaled up so that different clouds differ visibly."""
+    """Resolution 12; pictures of 32 pixels."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     model = Autoencoder("foldingnet", decoder, "grid", 12).eval()
-    with torch.no_grad():
-        for value in model.parameters():
-            value.mul_(2.0)
     files = export_onnx(model, folder)
     views = None
     if not only_autoencoder:
