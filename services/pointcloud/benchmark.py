@@ -194,6 +194,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"| {100 * first['macro_low']:.1f}–{100 * first['macro_high']:.1f} |"
         )
     for name in ("chamfer", "chamfer of nearest training shape"):
+        if name not in rows[0]:
+            continue
         lines.append(f"\n{name}: {_spread([row[name]['value'] for row in rows], 4)} (n = {rows[0][name]['n']})")
     return "\n".join(lines)
 

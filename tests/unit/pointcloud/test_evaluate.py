@@ -91,7 +91,9 @@ def test_errors_of_unequal_clouds_in_a_batch_are_those_of_each_alone(tmp_path):
     assert codes.shape == (2, 512)
     assert layers.shape == (2, 384)
     with torch.inference_mode():
-        np.testing.assert_allclose(codes, model.encoder(*batch_of([shapes.cloud(0), shapes.cloud(1)])), atol=1e-6)
+        np.testing.assert_allclose(
+            codes, model.encoder(*batch_of([shapes.cloud(0), shapes.cloud(1)])), rtol=1e-4, atol=1e-4
+        )
     assert nearest_shape_errors(shapes, [0], [0, 1]).tolist() == [0]
 
 
@@ -116,4 +118,4 @@ def test_the_benchmarks_tables(tmp_path):
 def test_the_training_step_is_measured_beside_the_plain_formulation():
     table = benchmark.step(rounds=1, batch=1, points=64)
     ours, plain = (line.split("|")[3].strip() for line in table.splitlines()[2:4])
-    assert ours == plain  # the same loss
+    assert float(ours) == pytest.approx(float(plain), rel=1e-5)  # the same loss

@@ -38,7 +38,7 @@ async def ask(host, request_id="r"):
         return model.version, float((await model.predict([1, 1, 1, 1]))[0])
 
 
-async def until(condition, seconds=5.0):
+async def until(condition, seconds=30.0):
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)
