@@ -235,10 +235,8 @@ class Client:
 
 
 async def _closed(inner: AsyncClient) -> None:
-    """End what nobody waits for since a Ctrl-C, then close the client."""
+    """Close the client when what was cancelled has ended."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
     await asyncio.gather(*left, return_exceptions=True)
     await asyncio.get_running_loop().shutdown_asyncgens()
     await inner.close()
