@@ -70,7 +70,10 @@ def he_initialised(*modules: nn.Module) -> None:
     for layer in (layer for module in modules for layer in module.modules()):
         if isinstance(layer, nn.Linear):
             for name, value in layer.named_parameters():
-                nn.init.kaiming_normal_(value, nonlinearity="relu") if name == "weight" else nn.init.zeros_(value)
+                if name == "weight":
+                    nn.init.kaiming_normal_(value, nonlinearity="relu")
+                else:
+                    nn.init.zeros_(value)
 
 
 class GraphEncoder(nn.Module):

@@ -183,18 +183,17 @@ def _train_epoch(
         if config.contrast:
             clouds += [seen(shapes.cloud(int(index)), count, config, random) for index in chosen]
         features, neighbours = (part.to(device) for part in batch_of(clouds))
-        source = None
+        source = model.source_GS
         if config.source == "learned":
             picked = random.permutation(config.resolution**2)[: config.train_resolution**2]
-            source = model.source_GS[torch.from_numpy(picked).to(device)]
+            source = source[torch.from_numpy(picked).to(device)]
         elif config.decoder == "folding":
             source = torch.from_numpy(drawn_source(config, random)).to(device)
         codeword_BD = model.encoder(features, neighbours)
-        whole = len(chosen)
-        folded = model.decoder(codeword_BD[:whole], model.source_GS if source is None else source)
-        loss = chamfer(features[:whole, :, :3], folded).mean()
+        first_BD, second_BD = codeword_BD[: len(chosen)], codeword_BD[len(chosen) :]
+        loss = chamfer(features[: len(chosen), :, :3], model.decoder(first_BD, source)).mean()
         if config.contrast:
-            loss = loss + config.contrast * contrast(codeword_BD[:whole], codeword_BD[whole:])
+            loss = loss + config.contrast * contrast(first_BD, second_BD)
         if not torch.isfinite(loss):
             raise TrainingDiverged(f"The loss is not finite at step {step} of epoch {epoch + 1}.", step=step)
         optimizer.zero_grad(set_to_none=True)
